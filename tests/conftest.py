@@ -1,0 +1,30 @@
+"""Fixtures for every test: the event loops, and a look at what a test leaves behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.backends import ALL_BACKENDS
+from tests.support.gates import open_all_gates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(params=ALL_BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Run an async test on asyncio, uvloop, asyncio with eager tasks, and trio.
+
+    A test for asyncio alone says ``@pytest.mark.parametrize("anyio_backend",
+    ASYNCIO_BACKENDS)`` (from `tests.support.backends`), or names one of them.
+    """
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _no_gate_stays_shut() -> Iterator[None]:
+    """Free the producers that a test has left at a gate, whether it passed or failed."""
+    yield
+    open_all_gates()

@@ -1,0 +1,1 @@
+"""What the tests share: models, servers and consumers that a test drives step by step."""
