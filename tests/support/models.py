@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from collections.abc import Sequence  # noqa: TC003 - pydantic needs it at run time
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import LLM, BaseChatModel
@@ -125,7 +126,7 @@ class Record:
 class _ScriptedModel(BaseChatModel):
     """What the chat models below have in common; without streaming of its own."""
 
-    tokens: list[str | AIMessageChunk] = Field(default_factory=list)
+    tokens: Sequence[str | AIMessageChunk] = ()
     gate: Gate | None = None
     """Passed before each token, and before an answer that is given whole."""
     failure: BaseException | None = None
@@ -285,6 +286,7 @@ class ScriptedChatModel(SyncOnlyChatModel):
         ('b', 1)
         >>> list(answer)[-1].chunk_position, model.record.open
         ('last', 0)
+
     """
 
     def _astream(
