@@ -1,0 +1,311 @@
+"""Wake one waiter: a thread, an asyncio task or a trio task.  Nothing else wakes anyone.
+
+A waiter is made by whoever is about to wait, armed, shown to others (under their lock),
+and waited on.  Whoever has news for it takes it out of sight first, so that it is woken
+once for each arming, and then calls `wake`, outside of every lock.  ``wake`` never
+blocks, runs no user code, and tells whether the wake-up can still arrive: ``False``
+means that the waiter's loop is gone, and the caller gives the news to the next in line.
+
+=========  =========================  ==============================================
+waiter     sleeps on                  is woken by
+=========  =========================  ==============================================
+thread     a raw lock, held           releasing the lock
+asyncio    a future of its loop       the future itself on the loop's own thread,
+                                      elsewhere the loop's doorbell
+trio       an ``anyio.Event``         the doorbell
+=========  =========================  ==============================================
+
+A *doorbell* joins the wake-ups for one loop: whoever finds it silent rings it, with one
+``call_soon_threadsafe`` (a system call), and all that is wanted until the loop answers
+is done in that one answer.  It has no lock, because a finalizer or a signal handler may
+ring it in the middle of another ring on the same thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from asyncio import _get_running_loop as running_asyncio_loop
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "AsyncWaiter",
+    "Latch",
+    "ThreadWaiter",
+    "Waiter",
+    "async_waiter",
+    "current_loop",
+    "must_yield",
+    "running_asyncio_loop",
+]
+
+_TURN = 64
+"""Async operations that one thread may complete without waiting before it lets the
+loop's other tasks run.  A turn of the loop costs about as much as ten such operations."""
+
+
+class Waiter:
+    """Somebody who waits.  ``ticket`` and ``place`` belong to the line that it waits in.
+
+    Attributes:
+        ticket: The waiter's age, given when it first lines up; 0 before that.
+        place: The line that it stands in, or stood in when it was last woken.
+        lined_up: Whether it stands in that line now.
+    """
+
+    __slots__ = ("lined_up", "place", "ticket")
+
+    ticket: int
+    place: Any
+    lined_up: bool
+
+    def __init__(self) -> None:
+        self.ticket = 0
+        self.place = None
+        self.lined_up = False
+
+    def arm(self) -> None:
+        """Get ready for one wake-up."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def wake(self) -> bool:
+        """Wake it; false if its loop is gone.  Any thread, no lock held."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def wake_from_anywhere(self) -> bool:
+        """Like `wake`, also right in a signal handler that interrupted the waiter's own loop."""
+        return self.wake()
+
+
+class ThreadWaiter(Waiter):
+    """A thread asleep on a lock that is always held: a release wakes it and is used up."""
+
+    __slots__ = ("_gate",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def arm(self) -> None:
+        """Nothing to do: the gate closed again behind the last wake-up."""
+
+    def wake(self) -> bool:
+        self._gate.release()
+        return True
+
+    def wait(self, timeout: float | None) -> bool:
+        """Sleep until woken, at most ``timeout`` seconds; whether it was woken."""
+        if timeout is None:
+            return self._gate.acquire()
+        return self._gate.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+
+
+class AsyncWaiter(Waiter):
+    """A task asleep on its loop."""
+
+    __slots__ = ()
+
+    async def wait(self) -> None:
+        """Sleep until woken.
+
+        **Cancellation**: may come together with the wake-up; whoever is cancelled here
+        has to pass on the news that it may have been woken for.
+        """
+        raise NotImplementedError  # pragma: no cover - abstract
+
+
+class _Doorbell:
+    """The one way into a loop from elsewhere.
+
+    The order of two steps decides that nothing is missed.  Ringing appends the wish and
+    then looks whether the bell is rung; answering first declares it silent and then takes
+    wishes until there are none.  The deque's own atomicity orders the two: if the
+    answer's last look came before the append, the ringer sees a silent bell and rings.
+    Two ringers at once may both find it silent; the second answer finds nothing.
+    """
+
+    __slots__ = ("_loop", "_rung", "_wishes")
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = weakref.ref(loop)  # the bell of a thread outlives the loop
+        self._wishes: deque[Callable[[], object]] = deque()
+        self._rung = False
+
+    def belongs_to(self, loop: object) -> bool:
+        return self._loop() is loop
+
+    def ring(self, wish: Callable[[], object]) -> bool:
+        loop = self._loop()
+        if loop is None:
+            return False
+        self._wishes.append(wish)
+        try:
+            if isinstance(loop, asyncio.AbstractEventLoop):
+                # An answer that was promised will not come from a closed loop, and such
+                # a loop may be closed with tasks that still wait; trio's never end so.
+                if not self._rung:
+                    self._rung = True
+                    loop.call_soon_threadsafe(self._answer)
+                elif loop.is_closed():
+                    self._wishes.clear()
+                    return False
+            elif not self._rung:
+                self._rung = True
+                loop.run_sync_soon(self._answer)
+        except RuntimeError:  # closed, or closed while we asked
+            self._wishes.clear()
+            return False
+        return True
+
+    def _answer(self) -> None:
+        self._rung = False
+        while self._wishes:
+            self._wishes.popleft()()
+
+
+class _Here(threading.local):
+    """What belongs to this thread: its loop's doorbell, and what is left of its turn.
+
+    A thread runs one loop at a time.  Where two alternate (trio as asyncio's guest), each
+    change makes a new bell; the old one still works for those who hold it.
+    """
+
+    bell: _Doorbell | None = None
+    left = _TURN
+
+    def bell_of(self, loop: object) -> _Doorbell:
+        bell = self.bell
+        if bell is None or not bell.belongs_to(loop):
+            bell = self.bell = _Doorbell(loop)
+        return bell
+
+
+_here = _Here()
+
+
+def _forget_bell_in_child() -> None:
+    _here.bell = None  # it may be rung, for a loop that did not come along
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_bell_in_child)
+
+
+class _AsyncioWaiter(AsyncWaiter):
+    __slots__ = ("_bell", "_future", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+        self._bell = _here.bell_of(loop)
+        self._future: asyncio.Future[None]
+
+    def arm(self) -> None:
+        self._future = self._loop.create_future()
+
+    def wake(self) -> bool:
+        if running_asyncio_loop() is self._loop:
+            self._open()
+            return True
+        return self._bell.ring(self._open)
+
+    def wake_from_anywhere(self) -> bool:
+        # A signal handler may have interrupted this very loop in its select(), and a
+        # result that is set there does not end the select().
+        return self._bell.ring(self._open)
+
+    def _open(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        await self._future
+
+
+class _TrioWaiter(AsyncWaiter):
+    __slots__ = ("_bell", "_event")
+
+    def __init__(self, token: object) -> None:
+        super().__init__()
+        self._bell = _here.bell_of(token)
+        self._event: anyio.Event
+
+    def arm(self) -> None:
+        self._event = anyio.Event()
+
+    def wake(self) -> bool:
+        return self._bell.ring(self._event.set)
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+def current_loop() -> object | None:
+    """The asyncio loop or trio token that runs in this thread, if any."""
+    try:
+        return anyio.lowlevel.current_token().native_token
+    except RuntimeError:  # anyio's NoEventLoopError, and sniffio's and trio's of old
+        return None
+
+
+def async_waiter() -> AsyncWaiter:
+    """A waiter for the running task.
+
+    Raises:
+        RuntimeError: If neither asyncio nor trio runs in this thread.
+    """
+    loop = anyio.lowlevel.current_token().native_token
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return _AsyncioWaiter(loop)
+    return _TrioWaiter(loop)
+
+
+def must_yield() -> bool:
+    """Count one async operation that does not wait; whether this thread's turn is over."""
+    _here.left -= 1
+    if _here.left > 0:
+        return False
+    _here.left = _TURN
+    return True
+
+
+class Latch:
+    """Set once, from any thread; any number of tasks wait for it."""
+
+    __slots__ = ("_set", "_waiters")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiters: deque[Waiter] = deque()
+
+    def set(self) -> None:
+        """Set it and wake all.  Idempotent, never blocks."""
+        self._set = True
+        while self._waiters:
+            try:
+                waiter = self._waiters.popleft()
+            except IndexError:  # another setter took it
+                break
+            waiter.wake_from_anywhere()
+
+    async def wait(self) -> None:
+        """Wait until it is set.
+
+        **Cancellation**: leaves nothing behind that matters.
+        """
+        waiter = async_waiter()
+        waiter.arm()
+        # First in sight, then the look: `set` does it the other way round.
+        self._waiters.append(waiter)
+        if not self._set:
+            await waiter.wait()

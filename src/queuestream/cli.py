@@ -1,0 +1,399 @@
+"""The command ``queuestream``: stream the demo model, or anything importable, to a terminal.
+
+Each run goes by twice, once through ``for`` and once through ``async for`` (``--iterate``
+picks one).  A consumer here does no more than any program of a user's would: it prints
+each token as it comes and leaves the ``with`` block when it has had enough, be it the end,
+Ctrl-C, or a reader of its output that went away.
+
+Exit codes: 0 done, or the reader of the output left early; 1 the run raised; 2 wrong
+arguments, nothing was started; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from queuestream.demo import DemoChatModel
+from queuestream.token_stream import stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from types import FrameType
+
+    from queuestream.token_stream import TokenStream
+
+__all__ = ["main"]
+
+DONE = 0
+RUN_FAILED = 1
+WRONG_ARGUMENTS = 2
+STOPPED = 130
+
+
+class _UsageError(Exception):
+    """The arguments cannot work; nothing was started."""
+
+
+class _OutputClosedError(Exception):
+    """Nobody reads the output any more."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: The arguments; those of the process by default.
+
+    Returns:
+        The exit code, as listed in the module's docstring.
+
+    Raises:
+        SystemExit: By argparse, for ``--help``, ``--version`` and arguments it cannot parse;
+            and whatever ``SystemExit`` the run itself raised.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return _stream_all(arguments)
+    except _UsageError as error:
+        print(f"queuestream: {error}", file=sys.stderr)
+        return WRONG_ARGUMENTS
+    except _OutputClosedError:
+        # What is still buffered would fail again when the interpreter flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _leave(DONE)
+    except KeyboardInterrupt:
+        return _leave(STOPPED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="queuestream",
+        description="Iterate the tokens of any LangChain runnable with for and async for.",
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"%(prog)s {importlib.metadata.version('queuestream')}",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--iterate",
+        choices=["for", "async-for", "both"],
+        default="both",
+        help="which loop takes the tokens; both, the default, runs the target twice, one "
+        "after the other",
+    )
+
+    demo = commands.add_parser(
+        "demo",
+        parents=[common],
+        help="stream a passage from an embedded model; needs no network",
+        description="Stream a passage from a model that needs no network, token by token.",
+    )
+    demo.add_argument(
+        "--pace",
+        type=_pace,
+        default=0.03,
+        metavar="S",
+        help="seconds from one token to the next (default: %(default)s; 0: all at once)",
+    )
+    demo.set_defaults(choose=_choose_demo)
+
+    run = commands.add_parser(
+        "run",
+        parents=[common],
+        help="stream a runnable of yours, or a model of a provider",
+        usage="queuestream run [options] module:attribute INPUT\n"
+        "       queuestream run [options] --model PROVIDER:NAME TEXT",
+        description="Stream a LangChain runnable, or a callable that takes callbacks=, by its "
+        "import path; or a chat model by its name. Ctrl-C stops the run.",
+    )
+    run.add_argument(
+        "--model",
+        metavar="PROVIDER:NAME",
+        help="a chat model that LangChain's init_chat_model knows, openai:gpt-5 for example",
+    )
+    run.add_argument(
+        "--run-in",
+        choices=["auto", "thread", "task", "background"],
+        default="auto",
+        help="where the run happens (default: %(default)s); a target that is only "
+        "asynchronous needs background for its turn in a for loop",
+    )
+    # One argument with two values: argparse would hand a lone optional one out too early.
+    run.add_argument(
+        "words",
+        nargs="+",
+        metavar="module:attribute INPUT",
+        help="the target, found from the current directory as `python -m` would, the "
+        "attribute dotted if need be; and its input: text, or JSON if it parses as a JSON "
+        "object or array",
+    )
+    run.set_defaults(choose=_choose_run)
+    return parser
+
+
+def _pace(text: str) -> float:
+    pace = float(text)  # argparse makes its own message of a ValueError
+    if not 0 <= pace < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 up")
+    return pace
+
+
+# ------------------------------------------------------------------------- what to stream
+
+
+def _choose_demo(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
+    return DemoChatModel(pace=arguments.pace), "What is a stream?", "auto"
+
+
+def _choose_run(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
+    words: list[str] = arguments.words
+    if arguments.model is not None:
+        if len(words) != 1:
+            raise _UsageError(
+                f"with --model comes one text, and {len(words)} were given; quote it if it has "
+                "spaces"
+            )
+        return _load_model(arguments.model), words[0], arguments.run_in
+    if len(words) != 2:  # noqa: PLR2004 - module:attribute and INPUT
+        raise _UsageError(
+            f"expected module:attribute and INPUT, got {len(words)} argument"
+            f"{'s' if len(words) > 1 else ''}; quote the input if it has spaces"
+        )
+    path, text = words
+    return _load_target(path), _read_input(text), arguments.run_in
+
+
+def _load_target(path: str) -> Any:
+    module_name, colon, attribute = path.partition(":")
+    if not (module_name and colon and attribute):
+        raise _UsageError(f"{path!r} is no import path; expected module:attribute")
+    if os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds strings
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise _UsageError(f"there is no module {error.name!r} to import") from error
+        raise _UsageError(f"module {module_name!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise _UsageError(f"module {module_name!r} cannot be imported: {_say(error)}") from error
+    try:
+        return functools.reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        raise _UsageError(f"{path!r} leads nowhere: {error}") from error
+
+
+def _load_model(name: str) -> Any:
+    try:
+        from langchain.chat_models import init_chat_model  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        if error.name != "langchain":
+            raise _UsageError(f"langchain cannot be imported: {error}") from error
+        raise _UsageError(
+            "--model needs the package langchain, which is not installed: pip install langchain"
+        ) from error
+    try:
+        return init_chat_model(name)
+    except ImportError as error:
+        raise _UsageError(f"{error}") from error  # LangChain names the package to install
+    except Exception as error:
+        raise _UsageError(f"no model {name!r}: {_say(error)}") from error
+
+
+def _read_input(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, dict | list) else text
+
+
+# ---------------------------------------------------------------------------- the two loops
+
+
+def _stream_all(arguments: argparse.Namespace) -> int:
+    target, value, run_in = arguments.choose(arguments)
+    if arguments.iterate in {"for", "both"}:
+        code = _with_for(target, value, run_in)
+        if code != DONE:
+            return code
+    if arguments.iterate in {"async-for", "both"}:
+        return _run_loop(_with_async_for(target, value, run_in))
+    return DONE
+
+
+def _open(target: Any, value: Any, run_in: Any) -> TokenStream[str]:
+    try:
+        return stream(target, value, run_in=run_in)  # starts nothing yet
+    except (TypeError, ValueError) as error:
+        raise _UsageError(f"{error}") from error
+
+
+def _with_for(target: Any, value: Any, run_in: str) -> int:
+    if run_in == "auto" and inspect.iscoroutinefunction(target):
+        run_in = "background"
+    screen = _Screen("for token in stream(...)")
+    tokens = _open(target, value, run_in)
+    screen.begin()
+    try:
+        with tokens:
+            for token in tokens:
+                screen.show(token)
+    except _OutputClosedError:
+        raise
+    except KeyboardInterrupt:
+        screen.end("stopped: ")
+        raise
+    except Exception as error:
+        return screen.fail(error)
+    screen.end(result=tokens.result)
+    return DONE
+
+
+async def _with_async_for(target: Any, value: Any, run_in: str) -> int:
+    screen = _Screen("async for token in stream(...)")
+    tokens = _open(target, value, run_in)
+    screen.begin()
+    try:
+        async with tokens:
+            async for token in tokens:
+                screen.show(token)
+    except _OutputClosedError:
+        raise
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        screen.end("stopped: ")
+        raise
+    except Exception as error:
+        return screen.fail(error)
+    screen.end(result=tokens.result)
+    return DONE
+
+
+def _run_loop(main: Coroutine[Any, Any, int]) -> int:
+    """Run a coroutine as ``asyncio.run`` does, but leave without waiting for its threads.
+
+    `asyncio.run` would wait for the default executor, in which LangChain runs what is only
+    synchronous, and so for a model that is silent.  Ctrl-C cancels the coroutine; a second
+    one interrupts whatever is being executed.
+    """
+    loop = asyncio.new_event_loop()
+    try:
+        task = loop.create_task(main)
+        with _cancelled_by_ctrl_c(loop, task):
+            try:
+                return loop.run_until_complete(task)
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
+    finally:
+        with contextlib.suppress(KeyboardInterrupt):
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+@contextlib.contextmanager
+def _cancelled_by_ctrl_c(
+    loop: asyncio.AbstractEventLoop, task: asyncio.Task[int]
+) -> Any:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal arrives here
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def cancel(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        loop.call_soon_threadsafe(task.cancel)
+
+    signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _leave(code: int) -> int:
+    """Return `code`, or end the process with it if a thread of the run would keep it alive.
+
+    The run was told to stop; a model that waits for its server inside somebody's pool will
+    hear of that only when the server answers, and the interpreter would wait for it.
+    """
+    others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
+    if all(thread.daemon for thread in others):
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+# ------------------------------------------------------------------------------- the screen
+
+
+@dataclass
+class _Screen:
+    """Shows one run: a heading, its tokens, a closing line."""
+
+    heading: str
+    started: float = 0.0
+    first: float | None = None
+    count: int = 0
+    at_line_start: bool = field(default=True)
+
+    def begin(self) -> None:
+        self._write(f"# {self.heading}\n")
+        self.started = time.perf_counter()
+
+    def show(self, token: str) -> None:
+        if self.first is None:
+            self.first = time.perf_counter() - self.started
+        self.count += 1
+        self._write(token)
+
+    def end(self, how: str = "", *, result: Any = None) -> None:
+        took = time.perf_counter() - self.started
+        if not self.at_line_start:
+            self._write("\n")
+        if self.first is None:
+            said = f"no token in {took:.2f} s"
+            if not how:
+                said += f", result: {result!r}"
+        else:
+            said = (
+                f"{self.count} tokens in {took:.2f} s, the first after {self.first:.3f} s, "
+                f"{self.count / took:.1f} tokens/s"
+            )
+        self._write(f"-- {how}{said}\n\n")
+
+    def fail(self, error: Exception) -> int:
+        self.end("failed: ")
+        print(f"queuestream: the run raised {_say(error)}", file=sys.stderr)
+        return RUN_FAILED
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise _OutputClosedError from None
+        self.at_line_start = text.endswith("\n")
+
+
+def _say(error: BaseException) -> str:
+    name = type(error).__name__
+    return f"{name}: {error}" if str(error) else name

@@ -1,0 +1,89 @@
+"""Every exception that the package raises on its own account.
+
+::
+
+    QueueStreamError
+     ├── ConcurrentIterationError   (RuntimeError)   two overlapping ``next`` calls
+     ├── NotFinishedError           (RuntimeError)   ``result`` before the consumer has received the end
+     ├── StreamClosedError          (RuntimeError)   iteration or ``result`` after an early close
+     ├── StreamTimeoutError         (TimeoutError)   a wait of the consumer lasted too long
+     ├── RunCancelledError          (RuntimeError)   somebody else cancelled the run
+     └── PlacementError             (ValueError, RuntimeError)   the run cannot happen there
+
+    RunStopped (BaseException)      seen only inside a synchronous run that was stopped
+
+The run's own exception is never wrapped in one of these: it is raised unchanged,
+after the tokens that came before it.  A wrong argument is a plain ``TypeError`` or
+``ValueError`` at the call.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConcurrentIterationError",
+    "NotFinishedError",
+    "PlacementError",
+    "QueueStreamError",
+    "RunCancelledError",
+    "RunStopped",
+    "StreamClosedError",
+    "StreamTimeoutError",
+]
+
+
+class QueueStreamError(Exception):
+    """The root of the package's exceptions."""
+
+
+class ConcurrentIterationError(QueueStreamError, RuntimeError):
+    """A second consumer asked for an item while the first was still waiting for one.
+
+    The first consumer is not disturbed, and no item is lost.
+    """
+
+
+class NotFinishedError(QueueStreamError, RuntimeError):
+    """``result`` was read before the consumer had received the end of the stream."""
+
+
+class StreamClosedError(QueueStreamError, RuntimeError):
+    """The stream was closed early.
+
+    Raised by iteration and by ``result`` after an early close, in a consumer that was
+    waiting when another thread or task closed, and inside an asynchronous run that asks
+    for more after its consumer has gone.
+    """
+
+
+class StreamTimeoutError(QueueStreamError, TimeoutError):
+    """One wait of the consumer lasted longer than it was allowed to; the run was stopped."""
+
+
+class RunCancelledError(QueueStreamError, RuntimeError):
+    """The run was cancelled by somebody other than its consumer; ``__cause__`` says how."""
+
+
+class PlacementError(QueueStreamError, ValueError, RuntimeError):
+    """The run cannot happen where ``run_in`` or ``queue`` would put it.
+
+    A ``ValueError``, because another value of the argument would do, and a
+    ``RuntimeError``, because whether it does depends on the thread or loop that asks, as
+    with asyncio's own complaints about a wrong loop.  The message names the alternatives.
+    """
+
+
+class RunStopped(BaseException):  # noqa: N818 - a request, not an error: see below
+    """Ends a synchronous run whose consumer has gone.
+
+    Raised inside the run, from our callback, at its next token or start.  It is no
+    ``Exception``, so that retries, fallbacks and ``except Exception`` let it pass.  It
+    never reaches the consumer that asked for the stop; let it pass where you meet it.
+
+    Attributes:
+        stream: The name of the stream or handler that was closed.  Where streams are
+            nested, it tells whose stop this is.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(f"{stream} was closed by its consumer")
+        self.stream = stream
