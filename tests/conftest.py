@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.backends import ALL_BACKENDS
 from tests.support.gates import open_all_gates
+from tests.support.server import ReplayServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,3 +29,10 @@ def _no_gate_stays_shut() -> Iterator[None]:
     """Free the producers that a test has left at a gate, whether it passed or failed."""
     yield
     open_all_gates()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ReplayServer]:
+    """Return the model provider on loopback; each test asks it for a scenario of its own."""
+    with ReplayServer() as running:
+        yield running

@@ -104,7 +104,7 @@ class RefusedError(Exception):
 # Fact 1: what makes a model stream
 
 
-@pytest.mark.parametrize(("handler", "expected"), [(Tap(), ["a", "b", ""]), (Plain(), [])])
+@pytest.mark.parametrize("handler, expected", [(Tap(), ["a", "b", ""]), (Plain(), [])])
 def test_fact_01_two_methods_make_a_model_stream_inside_invoke(
     handler: Plain, expected: list[str]
 ) -> None:
@@ -160,7 +160,7 @@ class WhereInSync(BaseCallbackHandler):
 
 
 @pytest.mark.parametrize("run_inline", [True, False])
-def test_fact_02_sync_method_of_an_async_run_goes_to_the_executor(run_inline: bool) -> None:  # noqa: FBT001
+def test_fact_02_sync_method_of_an_async_run_goes_to_the_executor(run_inline: bool) -> None:
     """Unless `run_inline`: then it runs on the loop's own thread and must not block."""
     handler = WhereInSync(run_inline=run_inline)
     asyncio.run(ScriptedChatModel(tokens=["a"]).ainvoke("?", {"callbacks": [handler]}))
@@ -169,7 +169,7 @@ def test_fact_02_sync_method_of_an_async_run_goes_to_the_executor(run_inline: bo
 
 @pytest.mark.parametrize("run_inline", [True, False])
 def test_fact_02_async_method_of_an_async_run_is_awaited_in_place_only_if_inline(
-    run_inline: bool,  # noqa: FBT001
+    run_inline: bool,
 ) -> None:
     """Otherwise `gather` makes a task for it."""
 
@@ -190,7 +190,7 @@ def test_fact_02_async_method_of_an_async_run_is_awaited_in_place_only_if_inline
 
 @pytest.mark.parametrize("run_inline", [True, False])
 def test_fact_02_async_method_of_a_sync_run_gets_a_fresh_loop_and_its_errors_vanish(
-    run_inline: bool,  # noqa: FBT001
+    run_inline: bool,
 ) -> None:
     """Even with `raise_error`."""
 
@@ -221,7 +221,7 @@ class Dual(Tap):
         self.awaited = 0
         self.called = 0
 
-    def __getattribute__(self, name: str) -> Any:  # noqa: D105
+    def __getattribute__(self, name: str) -> Any:
         if name == "on_llm_new_token":
             try:
                 asyncio.get_running_loop()
@@ -452,7 +452,7 @@ def test_fact_09_a_handler_of_the_models_constructor_serves_every_call() -> None
 
 
 @pytest.mark.parametrize("in_graph", [False, True], ids=["RunnableLambda", "LangGraph"])
-def test_fact_10_ainvoke_inside_async_code_passes_callbacks_on(in_graph: bool) -> None:  # noqa: FBT001
+def test_fact_10_ainvoke_inside_async_code_passes_callbacks_on(in_graph: bool) -> None:
     """On Python 3.10 LangGraph does not, nor did langchain-core: config must be handed on there."""
     model = ScriptedChatModel(tokens=["a"])
 
@@ -655,7 +655,7 @@ def test_fact_16_a_context_copied_from_anyios_trio_says_trio_elsewhere() -> None
     async def on_asyncio() -> None:
         await anyio.lowlevel.checkpoint()
 
-    with pytest.raises(BaseException) as failure:  # noqa: PT011 - which one is anyio's affair
+    with pytest.raises(BaseException) as failure:
         context.run(asyncio.run, on_asyncio())
     assert not isinstance(failure.value, AssertionError)
     context.run(sniffio.current_async_library_cvar.set, None)
@@ -753,7 +753,7 @@ def test_fact_21_threading_atexit_runs_before_pools_are_joined_and_atexit_after(
 
 
 def _output_of(script: str) -> str:
-    result = subprocess.run(  # noqa: S603 - our own interpreter
+    result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
     )
     return result.stdout

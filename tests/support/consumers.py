@@ -164,4 +164,4 @@ def pairings(*names: str) -> list[Any]:
 
 
 PAIRINGS = pairings()
-"""For ``@pytest.mark.parametrize(("run_in", "consumer"), PAIRINGS)``."""
+"""For ``@pytest.mark.parametrize("run_in, consumer", PAIRINGS)``."""
