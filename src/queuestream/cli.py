@@ -18,6 +18,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import io
 import json
 import os
 import signal
@@ -25,13 +26,15 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from queuestream.demo import DemoChatModel
 from queuestream.token_stream import stream
 
+from queuestream.demo import DemoChatModel
+from queuestream.errors import PlacementError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
     from types import FrameType
 
     from queuestream.token_stream import TokenStream
@@ -66,10 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             and whatever ``SystemExit`` the run itself raised.
     """
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model says more than a terminal can show
     try:
         return _stream_all(arguments)
     except _UsageError as error:
-        print(f"queuestream: {error}", file=sys.stderr)
+        _complain(f"{error}")
         return WRONG_ARGUMENTS
     except _OutputClosedError:
         # What is still buffered would fail again when the interpreter flushes at its end.
@@ -87,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version",
         action="version",
-        version=f"%(prog)s {importlib.metadata.version('queuestream')}",
+        version=f"%(prog)s {_version()}",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -149,6 +154,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("queuestream")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "(not installed)"
+
+
 def _pace(text: str) -> float:
     pace = float(text)  # argparse makes its own message of a ValueError
     if not 0 <= pace < float("inf"):
@@ -193,7 +205,7 @@ def _load_target(path: str) -> Any:
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise _UsageError(f"there is no module {error.name!r} to import") from error
         raise _UsageError(f"module {module_name!r} cannot be imported: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _UsageError(f"module {module_name!r} cannot be imported: {_say(error)}") from error
     try:
         return functools.reduce(getattr, attribute.split("."), module)
@@ -259,6 +271,8 @@ def _with_for(target: Any, value: Any, run_in: str) -> int:
                 screen.show(token)
     except _OutputClosedError:
         raise
+    except PlacementError as error:
+        raise _UsageError(f"{error}") from error
     except KeyboardInterrupt:
         screen.end("stopped: ")
         raise
@@ -278,6 +292,8 @@ async def _with_async_for(target: Any, value: Any, run_in: str) -> int:
                 screen.show(token)
     except _OutputClosedError:
         raise
+    except PlacementError as error:
+        raise _UsageError(f"{error}") from error
     except (asyncio.CancelledError, KeyboardInterrupt):
         screen.end("stopped: ")
         raise
@@ -303,29 +319,32 @@ def _run_loop(main: Coroutine[Any, Any, int]) -> int:
             except asyncio.CancelledError:
                 raise KeyboardInterrupt from None
     finally:
-        with contextlib.suppress(KeyboardInterrupt):
-            loop.run_until_complete(loop.shutdown_asyncgens())
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
 
 @contextlib.contextmanager
 def _cancelled_by_ctrl_c(
     loop: asyncio.AbstractEventLoop, task: asyncio.Task[int]
-) -> Any:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no signal arrives here
+) -> Iterator[None]:
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # somebody has other plans for Ctrl-C, or it was ignored for us
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def cancel(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         loop.call_soon_threadsafe(task.cancel)
 
     signal.signal(signal.SIGINT, cancel)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _leave(code: int) -> int:
@@ -334,12 +353,16 @@ def _leave(code: int) -> int:
     The run was told to stop; a model that waits for its server inside somebody's pool will
     hear of that only when the server answers, and the interpreter would wait for it.
     """
-    others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
-    if all(thread.daemon for thread in others):
-        return code
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    deadline = time.monotonic() + 0.2
+    for thread in threading.enumerate():
+        if thread.daemon or thread is threading.main_thread():
+            continue
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
 
 
 # ------------------------------------------------------------------------------- the screen
@@ -382,7 +405,7 @@ class _Screen:
 
     def fail(self, error: Exception) -> int:
         self.end("failed: ")
-        print(f"queuestream: the run raised {_say(error)}", file=sys.stderr)
+        _complain(f"the run raised {_say(error)}")
         return RUN_FAILED
 
     def _write(self, text: str) -> None:
@@ -392,6 +415,10 @@ class _Screen:
         except BrokenPipeError:
             raise _OutputClosedError from None
         self.at_line_start = text.endswith("\n")
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"queuestream: {message}\n")
 
 
 def _say(error: BaseException) -> str:
