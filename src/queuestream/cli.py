@@ -28,10 +28,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from queuestream.token_stream import stream
-
 from queuestream.demo import DemoChatModel
 from queuestream.errors import PlacementError
+from queuestream.token_stream import stream
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
@@ -319,10 +318,10 @@ def _run_loop(main: Coroutine[Any, Any, int]) -> int:
             except asyncio.CancelledError:
                 raise KeyboardInterrupt from None
     finally:
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        if left := asyncio.all_tasks(loop):
+            for other in left:
+                other.cancel()
+            loop.run_until_complete(asyncio.wait(left))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

@@ -33,15 +33,18 @@ if TYPE_CHECKING:
 __all__ = ["PASSAGE", "DemoChatModel", "model"]
 
 PASSAGE = """\
-A river does not hurry and does not wait. It takes what the hills give it, a little at a \
-time, and hands it on downstream, where someone else is already holding out a bucket.
+A river does not hurry and does not wait. It takes what the hills give
+it, a little at a time, and hands it on downstream, where someone else
+is already holding out a bucket.
 
-When the bucket is full, the water stands; when the bucket is emptied, it runs again. \
-Nothing is lost on the way, and nothing arrives twice. If the person with the bucket goes \
-home, there is no reason for the rain to go on falling on their account.
+When the bucket is full, the water stands; when the bucket is emptied,
+it runs again. Nothing is lost on the way, and nothing arrives twice. If
+the person with the bucket goes home, there is no reason for the rain to
+go on falling on their account.
 
-That is all there is to a stream of tokens: a source that can be told to wait, a reader \
-who takes one piece after the other, and an end that always comes.
+That is all there is to a stream of tokens: a source that can be told to
+wait, a reader who takes one piece after the other, and an end that
+always comes.
 """
 
 

@@ -1,0 +1,25 @@
+"""Iterate the tokens of any LangChain runnable with a plain ``for`` or ``async for``.
+
+The run goes on in a background thread or task; between it and the loop stands a bounded
+queue that lives on both sides of that border::
+
+    from queuestream import stream
+
+    with stream(chain, {"topic": "rivers"}) as tokens:
+        for token in tokens:
+            print(token, end="", flush=True)
+
+The layers, each importing only from those before it: `errors`; ``_wakeups`` (wakes a
+waiter); `mixed_queue` (guards the buffer); ``_token_queue`` (a run and its consumer on both
+ends of a queue); `events` (text out of LangChain's reports); ``_background`` (the shared
+loop); `handlers` (LangChain's callbacks); `producers` (where a run happens);
+`token_stream` (the two joined).
+"""
+
+from __future__ import annotations
+
+from queuestream.handlers import QueueStreamHandler, StreamHandler
+from queuestream.mixed_queue import MixedQueue
+from queuestream.token_stream import TokenStream, stream
+
+__all__ = ["MixedQueue", "QueueStreamHandler", "StreamHandler", "TokenStream", "stream"]

@@ -1,0 +1,161 @@
+"""The one asyncio loop that background runs share, in a daemon thread of ours.
+
+It starts with the first use, lives as long as the process, and is made anew when it has
+died or the process was forked.  Whatever was handed to it is either started on it or
+told that it is lost, so that nobody waits for a run that will never be.
+
+Its executor gives each call a daemon thread of its own: synchronous steps of a run may
+wait for the consumer there for as long as they like without keeping others, or the
+interpreter's exit, from going on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from queuestream.errors import RunCancelledError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+__all__ = ["on_background_loop", "run_in_background", "start_daemon"]
+
+R = TypeVar("R")
+
+
+def start_daemon(name: str, work: Callable[[], object]) -> None:
+    """Run ``work`` in a daemon thread of its own."""
+    threading.Thread(target=work, name=f"queuestream {name}", daemon=True).start()
+
+
+class _Executor(ThreadPoolExecutor):
+    """A thread for each call.  Derived, because a loop accepts no other kind of executor."""
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        future: Future[R] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 - it is the caller's
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        start_daemon("worker", work)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Nothing: no thread waits for work, and none is waited for."""
+
+
+class _Loop:
+    """One life of the loop.
+
+    Attributes:
+        lost: What to tell those who were accepted and have not been started; None once
+            the loop is dead and accepts nobody.
+    """
+
+    def __init__(self) -> None:
+        self.lost: dict[object, Callable[[BaseException], None]] | None = {}
+        self.lock = threading.Lock()
+        ready: Future[asyncio.AbstractEventLoop] = Future()
+        start_daemon("background loop", lambda: self._live(ready))
+        self.loop = ready.result()
+
+    def _live(self, ready: Future[asyncio.AbstractEventLoop]) -> None:
+        error: BaseException | None = None
+        try:
+            asyncio.run(self._serve(ready))
+        except BaseException as why:  # noqa: BLE001 - whatever ends the loop is told to all
+            error = why
+        with self.lock:
+            lost, self.lost = self.lost or {}, None
+        for tell in lost.values():
+            told = RunCancelledError("the shared background loop ended before the run began")
+            told.__cause__ = error
+            tell(told)
+
+    async def _serve(self, ready: Future[asyncio.AbstractEventLoop]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(_Executor())
+        ready.set_result(loop)
+        # Whoever ends this (loop.stop(), an exception that tears through the loop) makes
+        # asyncio.run cancel the runs, and each of those tells its own consumer.
+        await loop.create_future()
+
+    def accept(self, start: Callable[[], object], lost: Callable[[BaseException], None]) -> bool:
+        key = object()
+
+        def begin() -> None:
+            if self.lost is not None and self.lost.pop(key, None) is not None:
+                start()
+
+        with self.lock:
+            if self.lost is None:
+                return False
+            self.lost[key] = lost
+            try:
+                self.loop.call_soon_threadsafe(begin)
+            except RuntimeError:  # closed a moment ago
+                del self.lost[key]
+                return False
+        return True
+
+
+_current: _Loop | None = None
+_current_lock = threading.Lock()
+
+
+def on_background_loop(start: Callable[[], object], lost: Callable[[BaseException], None]) -> None:
+    """Call ``start`` on the shared loop; or ``lost``, if the loop dies before that.
+
+    **Thread safety**: any thread; waits for nothing but the start of the loop.
+    """
+    global _current  # noqa: PLW0603 - one loop a process
+    while True:
+        with _current_lock:
+            if _current is None:
+                _current = _Loop()
+            current = _current
+        if current.accept(start, lost):
+            return
+        with _current_lock:
+            if _current is current:
+                _current = None
+
+
+def run_in_background(coroutine: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine to its end on the shared loop, from a thread that may wait for it."""
+    done: Future[R] = Future()
+
+    async def work() -> None:
+        try:
+            done.set_result(await coroutine)
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            done.set_exception(error)
+
+    def start() -> None:
+        task = asyncio.get_running_loop().create_task(work())
+        tasks.add(task)
+
+    tasks: set[asyncio.Task[None]] = set()  # the loop itself refers to its tasks only weakly
+    on_background_loop(start, done.set_exception)
+    return done.result()
+
+
+def _forget_in_child() -> None:
+    global _current, _current_lock  # noqa: PLW0603 - the parent's thread did not come along
+    _current = None
+    _current_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,395 @@
+"""Between a run and its consumer: the queue, and what each gets when the other is gone.
+
+A consumer gets the items that are there, then `Ended`.  What a run gets once its consumer
+has gone, or once it is over, depends on where it asks::
+
+    a thread                 RunStopped, a BaseException: no retry, no fallback
+    a task                   StreamClosedError: LangChain breaks on a BaseException there.
+                             First a few turns of the loop, in which the cancellation of a
+                             run that is ours arrives
+    sync code on a loop's    nothing at a token, StreamClosedError at the next start
+    own thread
+
+The queue is a `MixedQueue`, or one that was given and follows janus's protocols.  Both are
+used through the same two faces, and end by ``shutdown``; only what must not wait differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures.thread  # noqa: F401 - first, see _close_all_at_exit
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from _thread import start_new_thread
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from janus import AsyncQueueShutDown, SyncQueueFull, SyncQueueShutDown
+
+from queuestream._wakeups import current_loop, running_asyncio_loop
+from queuestream.errors import (
+    ConcurrentIterationError,
+    PlacementError,
+    RunCancelledError,
+    RunStopped,
+    StreamClosedError,
+)
+from queuestream.mixed_queue import MixedQueue, checked_maxsize
+
+if TYPE_CHECKING:
+    import janus
+
+__all__ = ["DEFAULT_MAXSIZE", "Ended", "TokenQueue", "consumer_error", "logger"]
+
+logger = logging.getLogger("queuestream")
+
+T = TypeVar("T")
+
+DEFAULT_MAXSIZE = 256
+
+_PATIENCE = 16
+"""Turns of the loop that a stopped run of ours waits for its cancellation.  LangChain and
+LangGraph hand a cancellation down in one to four turns; where somebody swallowed it, the
+run gets a StreamClosedError after these."""
+
+
+class Ended(Exception):  # noqa: N818 - an event, not an error
+    """The queue has ended, and the consumer has received all that was in it."""
+
+
+def consumer_error(error: BaseException) -> BaseException:
+    """What a consumer gets for an error of the run: the same, but for impostors of the end."""
+    wrapped: Exception
+    if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit)):
+        wrapped = RuntimeError(f"the run raised {type(error).__name__}")
+    elif isinstance(error, asyncio.CancelledError):
+        wrapped = RunCancelledError("somebody else cancelled the run")
+    else:
+        return error
+    wrapped.__cause__ = error
+    return wrapped
+
+
+class TokenQueue(Generic[T]):
+    """What a run puts into and its consumer takes from.
+
+    Args:
+        name: Says whose it is, in messages.
+        maxsize: As of `MixedQueue`.
+        queue: The queue to use instead of one of ours.
+        is_ours: Whether the run is ours to cancel (see the module's docstring).
+
+    Attributes:
+        name: As given.
+        is_given: Whether the queue was given to us: it serves one run, and holds no marks.
+        closed: Whether the consumer has gone.  Set once, without a lock.
+        ended: Whether the run is over.  Set once, without a lock.
+        failure: What broke a given queue, for the consumer to raise at its end.
+        is_open: Whether a run or its leavings are in it; such a queue does not survive a
+            fork and is closed at exit.  Its owner says so.
+        lock: For the owner's state; made anew in a forked child.  Reentrant: a generator
+            that the collector drops reports its end from within whatever goes on.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_async_q",
+        "_busy",
+        "_consumer",
+        "_is_ours",
+        "_own",
+        "_sync_q",
+        "_warned",
+        "closed",
+        "ended",
+        "failure",
+        "is_given",
+        "is_open",
+        "lock",
+        "name",
+    )
+
+    def __init__(
+        self, name: str, maxsize: int, queue: object | None = None, *, is_ours: bool = False
+    ) -> None:
+        self.name = name
+        self._is_ours = is_ours
+        self._own = queue if isinstance(queue, MixedQueue) else None
+        self._sync_q: janus.SyncQueue[Any]
+        self._async_q: janus.AsyncQueue[Any]
+        maxsize = checked_maxsize(maxsize)
+        self.is_given = queue is not None
+        if queue is None:
+            self._own = MixedQueue.for_stream(maxsize)
+            self._sync_q, self._async_q = self._own.sync_q, self._own.async_q
+        elif maxsize != DEFAULT_MAXSIZE:
+            raise ValueError(
+                f"maxsize={maxsize!r} and queue= exclude each other: the queue has a maxsize of "
+                "its own"
+            )
+        else:
+            self._sync_q, self._async_q = _checked_faces(queue)
+        self._busy = threading.Lock()  # held by the consumer while it is in a `get`
+        self._consumer: threading.Thread | None = None
+        self._warned = False
+        self.closed = False
+        self.ended = False
+        self.failure: BaseException | None = None
+        self.is_open = False
+        self.lock = threading.RLock()
+        _queues.add(self)
+
+    # -- the run's side --------------------------------------------------------------------
+
+    def put(self, item: T) -> None:
+        """Put an item from a thread; wait when full.
+
+        Raises:
+            RunStopped: If the consumer has gone or the run is over.
+        """
+        try:
+            try:
+                self._sync_q.put(item, False)
+            except SyncQueueFull:
+                if current_loop() is None:
+                    self._sync_q.put(item)
+                else:  # trio's own thread: its consumer could never come
+                    self._put_past_end(item)
+        except Exception as error:
+            if not _is_shutdown(error):
+                raise
+        else:
+            return
+        raise RunStopped(self.name)  # out here it has no context
+
+    async def put_in_task(self, item: T, loop: object) -> None:
+        """Put an item from a callback that was looked up on ``loop``; wait when full.
+
+        Raises:
+            StreamClosedError: If the consumer has gone or the run is over.
+
+        **Cancellation**: the item is not in the queue.
+        """
+        if running_asyncio_loop() is not loop:
+            # Synchronous code holds up the loop, where the consumer may be, and waits for us.
+            self._put_past_end(item)
+            return
+        try:
+            await self._async_q.put(item)
+        except Exception as error:
+            if not _is_shutdown(error):
+                raise
+        else:
+            return
+        await self.refuse_in_task()
+
+    def refuse(self) -> None:
+        """Stop a run that asks for more, in a thread or in a task's plain callback."""
+        if running_asyncio_loop() is None:
+            raise RunStopped(self.name)
+        raise self._closed_error()
+
+    async def refuse_in_task(self) -> None:
+        """Stop the task that asks for more: by its cancellation, if that is on its way."""
+        if self._is_ours:
+            for _ in range(_PATIENCE):
+                await asyncio.sleep(0)
+        raise self._closed_error()
+
+    def _closed_error(self) -> StreamClosedError:
+        what = "was closed by its consumer" if self.closed else "is over"
+        return StreamClosedError(f"{self.name} {what}")
+
+    def _put_past_end(self, item: T) -> None:
+        try:
+            self._sync_q.put(item, False)
+        except SyncQueueFull:
+            pass
+        except Exception as error:
+            if not _is_shutdown(error):
+                raise
+            return
+        else:
+            return
+        if self._own is None:
+            self.failure = PlacementError(
+                f"{self.name}: synchronous code on a loop's own thread must not wait, and the "
+                "queue that was given is full: leave queue= out, give a larger one, or call "
+                "the model with ainvoke there"
+            )
+            self.end()
+            return
+        self._own.put_past_end(item)
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: synchronous code on a loop's own thread (an async def that calls invoke?) "
+                "cannot wait for the consumer; its tokens go past maxsize",
+                self.name,
+            )
+
+    # -- the consumer's side ---------------------------------------------------------------
+
+    def get(self) -> T:
+        """Take the next item from a thread; wait for it.
+
+        Raises:
+            Ended: If there will be none.
+            ConcurrentIterationError: If another consumer waits already.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise self._overlap()
+        try:
+            if not self.closed:
+                return self._sync_q.get()
+        except Exception as error:
+            if not _is_shutdown(error):
+                raise
+        finally:
+            self._busy.release()
+        raise Ended
+
+    async def get_in_task(self) -> T:
+        """Like `get`, from a task.
+
+        **Cancellation**: no item is taken.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise self._overlap()
+        try:
+            if not self.closed:
+                return await self._async_q.get()
+        except Exception as error:
+            if not _is_shutdown(error):
+                raise
+        finally:
+            self._busy.release()
+        raise Ended
+
+    def end_error(self) -> StreamClosedError | None:
+        """Why a consumer that met `Ended` did not meet the end, if it did not."""
+        if self.closed or not self.ended:
+            return StreamClosedError(f"{self.name} was closed before its end")
+        return None
+
+    def _overlap(self) -> ConcurrentIterationError:
+        return ConcurrentIterationError(
+            f"another thread or task is waiting for the next token of {self.name}; one consumer "
+            "at a time"
+        )
+
+    def has_items(self) -> bool:
+        """Whether something waits for the consumer."""
+        return self._sync_q.qsize() > 0
+
+    def note_consumer(self) -> None:
+        """Remember who iterates, for the decision at exit."""
+        self._consumer = threading.current_thread()
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def mark(self, item: T) -> None:
+        """Put an item that needs no free slot; not into a queue that was given."""
+        assert self._own is not None
+        self._own.put_past_end(item)
+
+    def end(self) -> None:
+        """The run is over: the consumer gets what is there, then `Ended`.  Idempotent."""
+        self.ended = True
+        self._sync_q.shutdown()
+
+    def close(self) -> None:
+        """The consumer goes: drop what is there and stop the run at its next call.
+
+        **Thread safety**: any thread or task, finalizers and signal handlers; never waits.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        if self._own is not None:
+            self._own.close()
+            return
+        # A given queue takes its lock, which this very thread may hold further down.
+        with contextlib.suppress(RuntimeError):  # no new threads at the interpreter's end
+            start_new_thread(self._sync_q.shutdown, (True,))
+
+    def close_at_exit(self) -> None:
+        """Let go of producers that would keep the interpreter from ending.
+
+        Not where a thread that the interpreter waits for goes on iterating.
+        """
+        thread = self._consumer
+        is_iterated = (
+            thread is not None
+            and thread is not threading.main_thread()
+            and not thread.daemon
+            and thread.is_alive()
+        )
+        if self.is_open and not is_iterated:
+            self.close()
+
+    def leave_to_parent(self) -> None:
+        """After a fork, in the child: the run is the parent's, and so are all locks."""
+        self._busy = threading.Lock()
+        self.lock = threading.RLock()
+        if self.is_open:
+            self.closed = True
+            if self._own is not None:
+                self._own.close()  # nobody waits in the child, so nobody is woken
+
+    def uses(self, sync_q: object) -> bool:
+        """Whether ``sync_q`` is the queue that was given for this."""
+        return self._sync_q is sync_q
+
+
+def _is_shutdown(error: Exception) -> bool:
+    """Whether a queue says that it was shut down; some libraries have exceptions of their own."""
+    return isinstance(error, (SyncQueueShutDown, AsyncQueueShutDown)) or type(
+        error
+    ).__name__.endswith("ShutDown")
+
+
+_METHODS = ("put", "get", "put_nowait", "get_nowait", "qsize", "empty", "full", "shutdown")
+
+
+def _checked_faces(queue: Any) -> tuple[Any, Any]:
+    sync_q, async_q = getattr(queue, "sync_q", None), getattr(queue, "async_q", None)
+    for face in (sync_q, async_q):
+        if any(not callable(getattr(face, name, None)) for name in _METHODS):
+            raise TypeError(
+                "queue must follow janus's protocols, as janus.Queue and MixedQueue do: sync_q and "
+                f"async_q, each with {', '.join(_METHODS)}; got {queue!r}"
+            )
+    if getattr(sync_q, "closed", False):
+        raise ValueError(f"queue must be open and used for nothing else; {queue!r} is closed")
+    if sync_q.qsize():
+        raise ValueError(
+            f"queue must be empty and used for nothing else; {queue!r} holds {sync_q.qsize()} items"
+        )
+    if any(other.uses(sync_q) for other in list(_queues)):
+        raise ValueError(f"queue must be used for nothing else; {queue!r} has a stream already")
+    return sync_q, async_q
+
+
+_queues: weakref.WeakSet[TokenQueue[Any]] = weakref.WeakSet()
+
+
+def _close_all_at_exit() -> None:
+    for queue in list(_queues):
+        queue.close_at_exit()
+
+
+def _leave_all_to_parent() -> None:
+    for queue in list(_queues):
+        queue.leave_to_parent()
+
+
+# concurrent.futures joins its threads before atexit's functions run, and a producer that
+# waits in one of them would wait for ever.  threading's own hooks, which are private, run
+# before that, the last one first: so concurrent.futures must have registered its hook.
+getattr(threading, "_register_atexit", atexit.register)(_close_all_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all_to_parent)

@@ -1,0 +1,238 @@
+"""`StreamHandler`: a LangChain callback handler that passes each token to a function.
+
+Three things about LangChain decide how it is made (``tests/facts`` pins each):
+
+- A model streams inside ``invoke`` only if a handler has ``tap_output_iter`` and
+  ``tap_output_aiter``, whatever they do.
+- Asynchronous runs look at ``handler.on_llm_new_token`` *before* they call it: a coroutine
+  function is awaited; a plain one is called in place if the handler has ``run_inline``.
+  Synchronous runs call it, and run a coroutine that comes back in a new event loop in
+  another thread, swallowing its errors.  So what may wait is a `dual` method: a coroutine
+  function where an asyncio loop runs in the calling thread, a plain function elsewhere.
+- Synchronous code on a loop's own thread (an ``async def`` node that calls ``llm.invoke``)
+  gets the coroutine function, too, and runs it on another loop.  That is how it is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks import BaseCallbackHandler
+
+from queuestream._background import run_in_background
+from queuestream._wakeups import running_asyncio_loop
+from queuestream.events import text_of_chunk, text_of_result
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from uuid import UUID
+
+    from langchain_core.outputs import LLMResult
+
+__all__ = ["StreamHandler", "dual"]
+
+
+class dual:  # noqa: N801 - used as a decorator is
+    """A method with two bodies, chosen where it is looked up.
+
+    The coroutine's first argument is the loop on which it was looked up.  On another loop
+    it was called by synchronous code that holds up the first one.
+    """
+
+    def __init__(
+        self, plain: Callable[..., None], coroutine: Callable[..., Coroutine[Any, Any, None]]
+    ) -> None:
+        self._plain = plain
+        self._coroutine = coroutine
+        self.__doc__ = plain.__doc__
+
+    def __get__(self, handler: StreamHandler | None, owner: type | None = None) -> Any:
+        if handler is None:
+            return self._plain
+        loop = running_asyncio_loop()
+        if loop is None or not handler._may_wait:
+            return self._plain.__get__(handler, owner)
+        return partial(self._coroutine, handler, loop)
+
+
+class StreamHandler(BaseCallbackHandler):
+    """Calls ``on_token(token)`` for each token, under ``invoke`` and all its relatives.
+
+    Pass it as ``config={"callbacks": [handler]}`` or in a model's constructor.  The model
+    needs no ``streaming=True``.  Tokens are never empty; a model that does not stream
+    gives its whole text as one.
+
+    A plain ``on_token`` is called in place, in order, and holds up the run (on asynchronous
+    runs: the loop).  A coroutine function is awaited on asynchronous runs; on synchronous
+    ones the run waits while it runs to its end on the loop where the handler was made, if
+    that is running, else on a background loop of ours.
+
+    >>> from langchain_core.language_models import FakeListChatModel
+    >>> tokens = []
+    >>> model = FakeListChatModel(responses=["Hi!"])
+    >>> _ = model.invoke("Hello", {"callbacks": [StreamHandler(tokens.append)]})
+    >>> tokens
+    ['H', 'i', '!']
+
+    Args:
+        on_token: The function to call; kept as the attribute ``on_token``.  A handler is one.
+        raise_error: Whether an exception of ``on_token`` ends the run.  If not, LangChain
+            logs it and goes on.
+
+    Raises:
+        TypeError: If ``on_token`` is not callable.
+
+    **Thread safety**: ``on_token`` is called on whatever thread or loop the run is on, and
+    from several at once where runs go on side by side.
+    """
+
+    run_inline = True
+
+    def __init__(
+        self, on_token: Callable[[str], object], *, raise_error: bool = False
+    ) -> None:
+        if not callable(on_token):
+            raise TypeError(f"on_token must be a function of one token, not {on_token!r}")
+        self.on_token: Any = on_token
+        self._set_up(
+            raise_error=raise_error,
+            may_wait=(
+                on_token._may_wait if isinstance(on_token, StreamHandler) else _is_async(on_token)
+            ),
+        )
+
+    def _set_up(self, *, raise_error: bool, may_wait: bool) -> None:
+        self.raise_error = raise_error
+        self._may_wait = may_wait  # whether dual methods are coroutine functions on a loop
+        self._home = running_asyncio_loop()
+        self._streamed: set[UUID] = set()  # open model runs that had a token
+
+    def tap_output_iter(self, run_id: UUID, output: Iterator[Any]) -> Iterator[Any]:
+        """Return ``output``.  Its being here makes models stream."""
+        return output
+
+    def tap_output_aiter(self, run_id: UUID, output: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Return ``output``.  Its being here makes models stream."""
+        return output
+
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        """LangChain calls this at the start of a chat model's run."""
+
+    # -- from LangChain's calls to text ----------------------------------------------------
+
+    def _new_token(
+        self, token: object, *, chunk: Any = None, run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        """LangChain calls this for each token; you may, too, without a run id.
+
+        Where an asyncio loop runs in the calling thread, it may be a coroutine function: if
+        ``on_token`` is one, or waits for a consumer.  Direct calls must then be awaited.
+        """
+        if run_id is not None:
+            self._streamed.add(run_id)
+        self._deliver(text_of_chunk(token, chunk))
+
+    async def _new_token_in_task(
+        self,
+        loop: object,
+        token: object,
+        *,
+        chunk: Any = None,
+        run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if run_id is not None:
+            self._streamed.add(run_id)
+        await self._deliver_in_task(text_of_chunk(token, chunk), loop)
+
+    on_llm_new_token: Any = dual(_new_token, _new_token_in_task)
+
+    def _llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any) -> None:
+        """LangChain calls this at the end of a model run."""
+        if text := self._whole_text(response, run_id):
+            self._deliver(text)
+
+    async def _llm_end_in_task(
+        self, loop: object, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        if text := self._whole_text(response, run_id):
+            await self._deliver_in_task(text, loop)
+
+    on_llm_end: Any = dual(_llm_end, _llm_end_in_task)
+
+    def on_llm_error(
+        self, error: BaseException, *, run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        """LangChain calls this when a model run fails."""
+        if run_id is not None:
+            self._streamed.discard(run_id)
+
+    def _whole_text(self, response: LLMResult, run_id: UUID | None) -> str:
+        """The text of a run that did not stream: a cache hit, an old-style model."""
+        if run_id is None:
+            return ""
+        if run_id in self._streamed:
+            self._streamed.discard(run_id)
+            return ""
+        return text_of_result(response)
+
+    # -- from text to on_token -------------------------------------------------------------
+
+    def _deliver(self, text: str) -> None:
+        if not text:
+            return
+        waiting = self.on_token(text)
+        if inspect.isawaitable(waiting):
+            if running_asyncio_loop() is not None:
+                if inspect.iscoroutine(waiting):
+                    waiting.close()
+                raise TypeError(
+                    f"on_token {self.on_token!r} returned an awaitable where nothing can await "
+                    "it: make it a coroutine function (async def)"
+                )
+            self._run_from_thread(waiting)
+
+    async def _deliver_in_task(self, text: str, loop: object) -> None:
+        if not text:
+            return
+        if running_asyncio_loop() is loop:
+            waiting = self.on_token(text)
+            if inspect.isawaitable(waiting):
+                await waiting
+        elif loop is self._home:
+            raise RuntimeError(
+                "on_token is to run on the loop where the handler was made, but synchronous "
+                "code holds up that very loop: call the model with ainvoke there, or invoke "
+                "it in a thread (asyncio.to_thread)"
+            )
+        else:
+            await asyncio.to_thread(self._deliver, text)
+
+    def _run_from_thread(self, waiting: Awaitable[object]) -> None:
+        async def finish() -> object:
+            return await waiting
+
+        if self._home is not None and self._home.is_running():
+            asyncio.run_coroutine_threadsafe(finish(), self._home).result()
+        else:
+            run_in_background(finish())
+
+    # Handlers nest: a handler is a valid on_token.
+
+    def _call(self, token: str) -> None:
+        """Pass a token on."""
+        self._deliver(token)
+
+    async def _call_in_task(self, loop: object, token: str) -> None:
+        await self._deliver_in_task(token, loop)
+
+    __call__: Any = dual(_call, _call_in_task)
+
+
+def _is_async(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - an object whose call is async
+    )

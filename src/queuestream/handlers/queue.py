@@ -1,0 +1,391 @@
+"""`QueueStreamHandler`: tokens that LangChain pushes, pulled with ``for`` and ``async for``.
+
+`FeedHandler` is the callback handler that fills a `TokenQueue`.  ``stream()`` uses it as it
+is, and ends the queue when its producer ends.  `QueueStreamHandler` finds the end by
+itself, from the runs that it hears start and end::
+
+    no run open --(an outermost run starts)--> running --(the last one ends)--> no run open
+                                                              puts the sentinel
+
+so that successive runs stand in the queue one after the other, each with its sentinel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consumer_error
+from queuestream._wakeups import running_asyncio_loop
+from queuestream.errors import RunStopped
+from queuestream.handlers.base import StreamHandler, dual
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from types import TracebackType
+    from uuid import UUID
+
+    from langchain_core.outputs import LLMResult
+    from typing_extensions import Self
+
+__all__ = ["FeedHandler", "QueueStreamHandler"]
+
+_numbers = itertools.count(1)
+
+
+class FeedHandler(StreamHandler):
+    """Puts the tokens that it hears into a `TokenQueue`.
+
+    Attributes:
+        tokens: The queue.
+        fatal: A BaseException that a model raised: LangChain's ``agenerate`` replaces it by
+            an AttributeError.
+    """
+
+    def __init__(self, tokens: TokenQueue[Any]) -> None:
+        self._set_up(raise_error=True, may_wait=True)
+        self.tokens = tokens
+        self.fatal: BaseException | None = None
+
+    def _deliver(self, text: str) -> None:
+        if text:
+            self.tokens.put(text)
+        elif self.tokens.closed:
+            self.tokens.refuse()
+
+    async def _deliver_in_task(self, text: str, loop: object) -> None:
+        if text:
+            await self.tokens.put_in_task(text, loop)
+        elif self.tokens.closed and running_asyncio_loop() is loop:
+            await self.tokens.refuse_in_task()
+
+    on_token: Any = dual(StreamHandler._call, StreamHandler._call_in_task)
+
+    def _started(self, *args: Any, **kwargs: Any) -> None:
+        """LangChain calls this at the start of each run."""
+        if self.tokens.closed or self.tokens.ended:
+            self.tokens.refuse()
+
+    on_chat_model_start = _started
+    on_llm_start = _started
+    on_chain_start = _started
+    on_tool_start = _started
+    on_retriever_start = _started
+
+    def on_llm_error(
+        self, error: BaseException, *, run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        """LangChain calls this when a model run fails."""
+        super().on_llm_error(error, run_id=run_id, **kwargs)
+        if not isinstance(error, (Exception, RunStopped, asyncio.CancelledError)):
+            self.fatal = error
+
+
+class _End:
+    """The sentinel: the end of one iteration, and the error that it ends with."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class QueueStreamHandler(FeedHandler):
+    """A `StreamHandler` whose tokens are iterated, for code that starts the run itself.
+
+    ``for token in handler`` and ``async for token in handler`` (asyncio and trio) wait for
+    tokens.  They end when no outermost run is open any more; the next iteration is the
+    next run, and waits for it.  An error of the run is raised after the tokens that came
+    before it.  One handler serves threads and tasks, even both in one run.
+
+    When ``maxsize`` tokens wait, the run waits: a thread by blocking, a task by awaiting.
+    So somebody else has to iterate: another thread, or another task.
+
+    >>> import threading
+    >>> from langchain_core.language_models import FakeListChatModel
+    >>> handler = QueueStreamHandler()
+    >>> model = FakeListChatModel(responses=["Hi!"])
+    >>> run = threading.Thread(target=model.invoke, args=("Hello", {"callbacks": [handler]}))
+    >>> run.start()
+    >>> list(handler)
+    ['H', 'i', '!']
+
+    Called directly, without a run id, it takes tokens, too; `end` then puts the sentinel.
+    Where an asyncio loop runs in the calling thread, such calls must be awaited.
+
+    After `close`, a run in a thread gets `RunStopped` at its next token or start, one in a
+    task `StreamClosedError`: no further token is made, retries and fallbacks included.
+
+    Args:
+        maxsize: How many tokens the run may be ahead of the consumer; 0 is unbounded.
+        queue: The queue to use instead: empty, used for nothing else, for one run only, and
+            following janus's protocols.  It excludes ``maxsize``.
+
+    Raises:
+        TypeError: If ``maxsize`` is no integer, or ``queue`` does not follow the protocols.
+        ValueError: If ``maxsize`` is negative or given together with ``queue``, or ``queue`` is
+            closed, not empty, or another stream's.
+
+    **Cancellation**: a cancelled iteration has taken no token; go on with a new one.  A task
+    that is cancelled in a bare model's ``ainvoke`` before the first token reports its end
+    only when the task ends.
+
+    **Thread safety**: any number of producers; one consumer at a time; `close` from anywhere.
+    """
+
+    def __init__(self, maxsize: int = DEFAULT_MAXSIZE, *, queue: object | None = None) -> None:
+        super().__init__(TokenQueue(f"QueueStreamHandler {next(_numbers)}", maxsize, queue))
+        self._open: set[UUID] = set()  # runs that were heard to start and not to end
+        self._outermost: set[UUID] = set()  # those whose parent was not open
+        self._is_running = False  # one of them started, and its sentinel is not put
+        self._error: BaseException | None = None  # the first that one of them ended with
+        # Tasks in which an outermost model run goes on, see `_watch`.
+        self._watched: dict[UUID, dict[asyncio.Task[Any], Callable[..., None]]] = {}
+
+    # -- the runs --------------------------------------------------------------------------
+
+    def _started(
+        self, *args: Any, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        """LangChain calls this at the start of each run."""
+        tokens = self.tokens
+        if tokens.ended and not tokens.closed:
+            raise ValueError(
+                f"the queue that was given to {tokens.name} serves one run, and that has ended; "
+                "leave queue= out to use a handler for several"
+            )
+        super()._started()
+        with tokens.lock:
+            if run_id in self._open:
+                raise ValueError(
+                    f"{tokens.name} is twice among the callbacks of one run: pass it once"
+                )
+            self._open.add(run_id)
+            if parent_run_id not in self._open:
+                self._outermost.add(run_id)
+                self._is_running = tokens.is_open = True
+
+    on_chain_start = _started
+    on_tool_start = _started
+    on_retriever_start = _started
+
+    def _model_started(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
+        """LangChain calls this at the start of each model run."""
+        self._started(run_id=run_id, **kwargs)
+        if run_id in self._outermost and running_asyncio_loop() is not None:
+            self._watched[run_id] = {}
+            self._watch(run_id, is_whole_run=True)
+
+    on_chat_model_start = _model_started
+    on_llm_start = _model_started
+
+    def _ended(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
+        """LangChain calls this at the end of each run."""
+        self._end_run(run_id, None)
+
+    on_chain_end = _ended
+    on_tool_end = _ended
+    on_retriever_end = _ended
+
+    def _failed(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """LangChain calls this when a run fails."""
+        self._end_run(run_id, error)
+
+    on_chain_error = _failed
+    on_tool_error = _failed
+    on_retriever_error = _failed
+
+    def on_llm_error(
+        self, error: BaseException, *, run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        """LangChain calls this when a model run fails."""
+        super().on_llm_error(error, run_id=run_id, **kwargs)
+        if run_id is not None:
+            self._end_run(run_id, error)
+
+    def _llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any) -> None:
+        """LangChain calls this at the end of a model run."""
+        try:
+            super()._llm_end(response, run_id=run_id, **kwargs)
+        finally:
+            if run_id is not None:
+                self._end_run(run_id, None)
+
+    async def _llm_end_in_task(
+        self, loop: object, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        try:
+            await super()._llm_end_in_task(loop, response, run_id=run_id, **kwargs)
+        finally:
+            if run_id is not None:
+                self._end_run(run_id, None)
+
+    on_llm_end: Any = dual(_llm_end, _llm_end_in_task)
+
+    def _end_run(self, run_id: UUID, error: BaseException | None) -> None:
+        for task, callback in self._watched.pop(run_id, {}).items():
+            task.remove_done_callback(callback)
+        with self.tokens.lock:
+            self._open.discard(run_id)
+            if run_id not in self._outermost:
+                return
+            self._outermost.remove(run_id)
+            if self._error is None:
+                self._error = error
+            if self._is_running and not self._outermost:
+                self._is_running = False
+                self._open.clear()  # a cancelled model reports no end, and its parent does
+                self._streamed.clear()
+                error, self._error = self._error, None
+                # Under the lock, or the sentinel could fall into a run that starts just now.
+                self._put_sentinel(error)
+
+    def _new_token(self, token: object, *, run_id: UUID | None = None, **kwargs: Any) -> None:
+        """LangChain calls this for each token; you may, too, without a run id."""
+        if run_id is None:
+            self.tokens.is_open = True
+        super()._new_token(token, run_id=run_id, **kwargs)
+
+    async def _new_token_in_task(
+        self, loop: object, token: object, *, run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        if run_id is None:
+            self.tokens.is_open = True
+        elif run_id in self._watched and run_id not in self._streamed:
+            self._watch(run_id, is_whole_run=False)
+        await super()._new_token_in_task(loop, token, run_id=run_id, **kwargs)
+
+    on_llm_new_token: Any = dual(_new_token, _new_token_in_task)
+
+    def _watch(self, run_id: UUID, *, is_whole_run: bool) -> None:
+        """See to it that a cancelled model ends the iteration.
+
+        LangChain reports neither end nor error of a model run whose ``agenerate`` is
+        cancelled.  The end of the task that called it tells, and, sooner where that task
+        goes on, the end of the task that the tokens come from.
+        """
+        task = asyncio.current_task()
+        if task is not None:
+            callback = partial(self._task_done, run_id, is_whole_run)
+            self._watched[run_id][task] = callback
+            task.add_done_callback(callback)
+
+    def _task_done(self, run_id: UUID, is_whole_run: bool, task: asyncio.Task[Any]) -> None:
+        if is_whole_run or task.cancelled():
+            self._end_run(run_id, asyncio.CancelledError())
+
+    # -- the consumer ----------------------------------------------------------------------
+
+    def _put_sentinel(self, error: BaseException | None) -> None:
+        if self.tokens.is_given:
+            self.tokens.failure = self.tokens.failure or error
+            self.tokens.end()
+        else:
+            self.tokens.mark(_End(error))
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Put the sentinel by hand, for code that calls the handler itself.
+
+        The consumer gets what is buffered, then the end.  Needs no free slot, never waits.
+        A run that LangChain reports puts a sentinel of its own.
+
+        Args:
+            error: What the iteration is to raise at its end.
+
+        Raises:
+            TypeError: If ``error`` is neither an exception nor None.
+        """
+        if error is not None and not isinstance(error, BaseException):
+            raise TypeError(f"error must be an exception or None, not {error!r}")
+        self._put_sentinel(error)
+
+    def close(self) -> None:
+        """Give up: drop what is buffered and stop the run.  The consumer's counterpart of `end`.
+
+        Iteration raises `StreamClosedError` from now on, also one that waits at the moment.
+        Idempotent.
+
+        **Thread safety**: any thread or task, finalizers and signal handlers; never waits.
+        """
+        self.tokens.close()
+
+    def __enter__(self) -> Self:
+        """Return the handler; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> _Iteration:
+        """Iterate the tokens of one run."""
+        return _Iteration(self)
+
+    def __aiter__(self) -> _Iteration:
+        """Iterate the tokens of one run, on asyncio or trio."""
+        return _Iteration(self)
+
+    def get_stream(self) -> Generator[str, None, None]:
+        """Iterate the tokens of one run, as a generator."""
+        yield from self
+
+
+class _Iteration:
+    """One iteration of a handler, up to a sentinel."""
+
+    __slots__ = ("_handler", "_is_over")
+
+    def __init__(self, handler: QueueStreamHandler) -> None:
+        self._handler = handler
+        self._is_over = False
+        handler.tokens.note_consumer()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        if self._is_over:
+            raise StopIteration
+        try:
+            item = self._handler.tokens.get()
+        except Ended:
+            item = None
+        if isinstance(item, str):
+            return item
+        self._finish(item)  # out here its error has no context of ours
+        raise StopIteration
+
+    async def __anext__(self) -> str:
+        if self._is_over:
+            raise StopAsyncIteration
+        try:
+            item = await self._handler.tokens.get_in_task()
+        except Ended:
+            item = None
+        if isinstance(item, str):
+            return item
+        self._finish(item)  # out here its error has no context of ours
+        raise StopAsyncIteration
+
+    def _finish(self, end: _End | None) -> None:
+        """Take note of the sentinel, or of the queue's end; raise the error that it carries."""
+        handler, tokens = self._handler, self._handler.tokens
+        if end is not None:
+            error = end.error
+        elif closed := tokens.end_error():
+            raise closed
+        else:
+            error, tokens.failure = tokens.failure, None
+        self._is_over = True
+        tokens.is_open = handler._is_running or tokens.has_items()
+        if error is not None:
+            raise consumer_error(error)
