@@ -1,0 +1,91 @@
+"""Each example and benchmark is a program that runs."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import CodeType, SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+
+from queuestream import stream
+from queuestream.demo import PASSAGE, DemoChatModel
+
+ROOT = Path(__file__).parents[2]
+
+SAYS = {
+    "script.py": PASSAGE,
+    "asyncio_program.py": "quick: 130 tokens\nslow: 130 tokens\n",
+    "any_callable.py": "\nEnough after ",
+}
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, encoding="utf-8", check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_each_example_has_its_test_and_its_line_in_the_readme() -> None:
+    programs = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert programs == set(SAYS)
+    readme = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    assert programs == set(re.findall(r"^\| `(\w+\.py)`", readme, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_an_example_says_what_it_should(name: str) -> None:
+    assert SAYS[name] in run(ROOT / "examples" / name)
+
+
+def test_the_benchmark_prints_ratios() -> None:
+    report = json.loads(run(ROOT / "benchmarks" / "burst.py", "--tokens=50", "--repeats=1"))
+    assert set(report["ratio_to_invoke"]) == {"ainvoke", "thread_for", "task_async_for"}
+    assert all(ratio > 0 for ratio in report["ratio_to_invoke"].values())
+
+
+def code_blocks() -> list[Any]:
+    return [
+        pytest.param(block, id=f"{page}-{number}")
+        for page in ("README.md", "docs/index.md")
+        for number, block in enumerate(
+            re.findall(
+                r"^```python\n(.*?)^```$",
+                (ROOT / page).read_text("utf-8"),
+                re.MULTILINE | re.DOTALL,
+            )
+        )
+    ]
+
+
+@pytest.mark.parametrize("block", code_blocks())
+def test_the_code_in_the_pages_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what a reader of the page has in mind: a chain, a model, a websocket."""
+    sent: list[str] = []
+
+    async def send_text(text: str) -> None:
+        sent.append(text)
+
+    model = DemoChatModel(pace=0)
+    names = {
+        "stream": stream,
+        "model": model,
+        "chain": ChatPromptTemplate.from_template("{topic}") | model | StrOutputParser(),
+        "websocket": SimpleNamespace(send_text=send_text),
+    }
+    code = cast("CodeType", compile(block, "page", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
+    outcome = eval(code, names)
+    if outcome is not None:
+        asyncio.run(outcome)
+    if "print" in block or "send_text" in block:
+        assert PASSAGE in capsys.readouterr().out + "".join(sent)
