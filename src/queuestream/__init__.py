@@ -10,8 +10,8 @@ queue that lives on both sides of that border::
             print(token, end="", flush=True)
 
 The layers, each importing only from those before it: `errors`; ``_wakeups`` (wakes a
-waiter); `mixed_queue` (guards the buffer); ``_token_queue`` (a run and its consumer on both
-ends of a queue); `events` (text out of LangChain's reports); ``_background`` (the shared
+waiter); ``_buffer`` (guards the items); `mixed_queue` (its two faces); ``_token_queue`` (a run
+and its consumer at the two ends of a queue); `events` (text out of LangChain's reports); ``_background`` (the shared
 loop); `handlers` (LangChain's callbacks); `producers` (where a run happens);
 `token_stream` (the two joined).
 """

@@ -11,7 +11,7 @@ has gone, or once it is over, depends on where it asks::
     own thread
 
 The queue is a `MixedQueue`, or one that was given and follows janus's protocols.  Both are
-used through the same two faces, and end by ``shutdown``; only what must not wait differs.
+used through the same two faces, and end by ``shutdown``; what must not wait differs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from janus import AsyncQueueShutDown, SyncQueueFull, SyncQueueShutDown
 
+from queuestream._buffer import Buffer, checked_maxsize
 from queuestream._wakeups import current_loop, running_asyncio_loop
 from queuestream.errors import (
     ConcurrentIterationError,
@@ -37,7 +38,7 @@ from queuestream.errors import (
     RunStopped,
     StreamClosedError,
 )
-from queuestream.mixed_queue import MixedQueue, checked_maxsize
+from queuestream.mixed_queue import AsyncFace, SyncFace
 
 if TYPE_CHECKING:
     import janus
@@ -100,7 +101,7 @@ class TokenQueue(Generic[T]):
         "_busy",
         "_consumer",
         "_is_ours",
-        "_own",
+        "_buffer",
         "_sync_q",
         "_warned",
         "closed",
@@ -117,14 +118,14 @@ class TokenQueue(Generic[T]):
     ) -> None:
         self.name = name
         self._is_ours = is_ours
-        self._own = queue if isinstance(queue, MixedQueue) else None
-        self._sync_q: janus.SyncQueue[Any]
-        self._async_q: janus.AsyncQueue[Any]
+        self._buffer: Buffer[T] | None = None  # of a queue whose inside we know
+        self._sync_q: janus.SyncQueue[T]
+        self._async_q: janus.AsyncQueue[T]
         maxsize = checked_maxsize(maxsize)
         self.is_given = queue is not None
         if queue is None:
-            self._own = MixedQueue.for_stream(maxsize)
-            self._sync_q, self._async_q = self._own.sync_q, self._own.async_q
+            self._buffer = Buffer(maxsize, low=maxsize // 2)
+            self._sync_q, self._async_q = SyncFace(self._buffer), AsyncFace(self._buffer)
         elif maxsize != DEFAULT_MAXSIZE:
             raise ValueError(
                 f"maxsize={maxsize!r} and queue= exclude each other: the queue has a maxsize of "
@@ -132,6 +133,8 @@ class TokenQueue(Generic[T]):
             )
         else:
             self._sync_q, self._async_q = _checked_faces(queue)
+            if isinstance(self._sync_q, SyncFace):
+                self._buffer = self._sync_q.buffer
         self._busy = threading.Lock()  # held by the consumer while it is in a `get`
         self._consumer: threading.Thread | None = None
         self._warned = False
@@ -214,7 +217,7 @@ class TokenQueue(Generic[T]):
             return
         else:
             return
-        if self._own is None:
+        if self._buffer is None:
             self.failure = PlacementError(
                 f"{self.name}: synchronous code on a loop's own thread must not wait, and the "
                 "queue that was given is full: leave queue= out, give a larger one, or call "
@@ -222,7 +225,7 @@ class TokenQueue(Generic[T]):
             )
             self.end()
             return
-        self._own.put_past_end(item)
+        self._buffer.put_past_end(item)
         if not self._warned:
             self._warned = True
             logger.warning(
@@ -293,8 +296,8 @@ class TokenQueue(Generic[T]):
 
     def mark(self, item: T) -> None:
         """Put an item that needs no free slot; not into a queue that was given."""
-        assert self._own is not None
-        self._own.put_past_end(item)
+        assert self._buffer is not None
+        self._buffer.put_past_end(item)
 
     def end(self) -> None:
         """The run is over: the consumer gets what is there, then `Ended`.  Idempotent."""
@@ -309,8 +312,8 @@ class TokenQueue(Generic[T]):
         if self.closed:
             return
         self.closed = True
-        if self._own is not None:
-            self._own.close()
+        if self._buffer is not None:
+            self._buffer.shutdown(immediate=True)
             return
         # A given queue takes its lock, which this very thread may hold further down.
         with contextlib.suppress(RuntimeError):  # no new threads at the interpreter's end
@@ -337,8 +340,10 @@ class TokenQueue(Generic[T]):
         self.lock = threading.RLock()
         if self.is_open:
             self.closed = True
-            if self._own is not None:
-                self._own.close()  # nobody waits in the child, so nobody is woken
+            if self._buffer is not None:
+                self._buffer.shutdown(
+                    immediate=True
+                )  # nobody waits in the child, so nobody is woken
 
     def uses(self, sync_q: object) -> bool:
         """Whether ``sync_q`` is the queue that was given for this."""
@@ -355,8 +360,9 @@ def _is_shutdown(error: Exception) -> bool:
 _METHODS = ("put", "get", "put_nowait", "get_nowait", "qsize", "empty", "full", "shutdown")
 
 
-def _checked_faces(queue: Any) -> tuple[Any, Any]:
-    sync_q, async_q = getattr(queue, "sync_q", None), getattr(queue, "async_q", None)
+def _checked_faces(queue: object) -> tuple[Any, Any]:
+    sync_q: Any = getattr(queue, "sync_q", None)
+    async_q: Any = getattr(queue, "async_q", None)
     for face in (sync_q, async_q):
         if any(not callable(getattr(face, name, None)) for name in _METHODS):
             raise TypeError(

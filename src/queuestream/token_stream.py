@@ -303,9 +303,8 @@ class TokenStream(Generic[T]):
 
     def _receive_end(self) -> None:
         """Take note of the end; raise what the run raised."""
-        error = self._tokens.end_error()
-        if error is not None:
-            raise error
+        if closed := self._tokens.end_error():
+            raise closed
         self._is_finished = True
         self._tokens.is_open = False
         if error := self._error():

@@ -91,9 +91,7 @@ class StreamHandler(BaseCallbackHandler):
 
     run_inline = True
 
-    def __init__(
-        self, on_token: Callable[[str], object], *, raise_error: bool = False
-    ) -> None:
+    def __init__(self, on_token: Callable[[str], object], *, raise_error: bool = False) -> None:
         if not callable(on_token):
             raise TypeError(f"on_token must be a function of one token, not {on_token!r}")
         self.on_token: Any = on_token

@@ -1,0 +1,401 @@
+"""The bounded buffer between threads and tasks.  Nothing else guards one.
+
+One lock, one deque of items, and three lines of waiters: getters, putters, joiners.
+`MixedQueue`'s two faces do the same three things with them, each in one critical
+section: *try*, and where that is not possible *line up*; then sleep outside of the lock.
+A wake-up is no promise of an item: the woken one tries again, and whoever came first
+in the meantime has it.  It then lines up again where it stood, because its ticket is
+older than anybody's behind it, so that waiters are served in the order of their arrival.
+
+Why no wake-up is lost, for getters (putters and free slots are the mirror image).  Let
+``w`` be the getters that were woken and have not tried again yet.  Then: *while anyone
+is lined up, w >= items*.  A getter lines up only where there is no item; a put adds an
+item and wakes one more; a get removes an item, and at most one of the woken ones with
+it; a woken one that finds nothing lines up again, when there are no items.  What is
+left is a woken one that gives up (timeout, cancellation, its loop closed): it wakes the
+next in line if there is something to be had.
+
+What may run in a finalizer or a signal handler, which may have interrupted the holder of
+the lock on the same thread, must not wait for the lock: shutting down, and the clean-up
+of a waiting coroutine that the collector drops.  Such a *request* is put into a list,
+the lock is tried, and whoever holds it looks at the list after releasing it (`_settle`).
+
+No user code runs and nobody is woken under the lock; items are dropped outside of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from queuestream._wakeups import ThreadWaiter, async_waiter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from queuestream._wakeups import Waiter
+
+__all__ = ["BLOCKED", "Blocked", "Buffer", "checked_maxsize"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Blocked(Enum):
+    """See `BLOCKED`."""
+
+    BLOCKED = "blocked"
+
+
+BLOCKED: Final = Blocked.BLOCKED
+"""What an attempt answers that has to wait."""
+
+_Request = Callable[[list[object]], "list[Waiter]"]
+"""Something to do under the lock.  It answers whom to wake after the lock is released,
+and adds to its argument what must not be dropped before that."""
+
+_tickets = itertools.count(1)
+
+
+def checked_maxsize(maxsize: object) -> int:
+    """``maxsize`` if it is a whole number from 0 up.
+
+    Raises:
+        TypeError: If it is no ``int`` (a ``bool`` is none).
+        ValueError: If it is negative.
+    """
+    if not isinstance(maxsize, int) or isinstance(maxsize, bool):
+        raise TypeError(f"maxsize must be an int, 0 for unbounded, not {maxsize!r}")
+    if maxsize < 0:
+        raise ValueError(f"maxsize must be 0 (unbounded) or more, not {maxsize}")
+    return maxsize
+
+
+class _Line:
+    """Waiters in the order of their arrival.  All methods want the queue's lock."""
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: deque[Waiter] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def line_up(self, waiter: Waiter) -> None:
+        """Add a waiter: at the end, or where it stood before it was woken in vain."""
+        waiter.arm()
+        waiter.lined_up = True
+        waiter.place = self
+        if not waiter.ticket:
+            waiter.ticket = next(_tickets)
+            self._waiters.append(waiter)
+            return
+        ahead = 0
+        for other in self._waiters:
+            if other.ticket > waiter.ticket:
+                break
+            ahead += 1
+        self._waiters.insert(ahead, waiter)
+
+    def call(self, number: int) -> list[Waiter]:
+        """Take the first ``number`` waiters out of the line; the caller wakes them."""
+        called = [self._waiters.popleft() for _ in range(min(number, len(self._waiters)))]
+        for waiter in called:
+            waiter.lined_up = False
+        return called
+
+    def leave(self, waiter: Waiter) -> None:
+        """Take a waiter out of the line, wherever it stands."""
+        waiter.lined_up = False
+        self._waiters.remove(waiter)
+
+
+class Buffer(Generic[T]):
+    """Items, the lock over them, and three lines of waiters.
+
+    Args:
+        maxsize: The number of items that may wait; 0 is unbounded.
+        low: Wake the putters together, and only when no more than this many items wait.
+            Saves a change of threads for each item that is taken from a full buffer.  If
+            None, each freed slot wakes one putter.
+
+    Attributes:
+        maxsize: As given.
+        items: What waits.
+        unfinished: The number of items that were put and are not declared done.
+        is_shutdown: Whether nothing may be put any more.
+        is_closed: Whether, moreover, what was waiting is dropped.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_getters",
+        "_joiners",
+        "_lock",
+        "_low",
+        "_putters",
+        "_requests",
+        "is_closed",
+        "is_shutdown",
+        "items",
+        "maxsize",
+        "unfinished",
+    )
+
+    def __init__(self, maxsize: int, low: int | None = None) -> None:
+        self.maxsize = checked_maxsize(maxsize)
+        self._low = low
+        self.items: deque[T] = deque()
+        self.unfinished = 0
+        # Both flags are set without the lock, by `shutdown`, and never cleared.
+        self.is_shutdown = False
+        self.is_closed = False
+        self.make_lock_and_lines()
+        _buffers.add(self)
+
+    def make_lock_and_lines(self) -> None:
+        """Begin with nobody waiting: at first, and in a forked child."""
+        self._lock = threading.Lock()
+        self._requests: deque[_Request] = deque()
+        self._getters = _Line()
+        self._putters = _Line()
+        self._joiners = _Line()
+
+    # -- the three attempts ---------------------------------------------------------------
+    #
+    # Each either does its work, or raises `shut_down`, or lines `waiter` up and answers
+    # BLOCKED; with no waiter, BLOCKED changes nothing.
+
+    def try_get(self, waiter: Waiter | None, shut_down: type[Exception]) -> T | Blocked:
+        """Take the first item."""
+        woken: Iterable[Waiter]
+        try:
+            with self._lock:
+                if self.items and not self.is_closed:
+                    item = self.items.popleft()
+                    woken = self._putters_for_free_slot() if self._putters else ()
+                elif self.is_shutdown:
+                    raise shut_down
+                else:
+                    if waiter is not None:
+                        self._getters.line_up(waiter)
+                    return BLOCKED
+        finally:
+            if self._requests:
+                self._settle()
+        for one in woken:
+            self._wake(one)
+        return item
+
+    def _putters_for_free_slot(self) -> list[Waiter]:
+        if self._low is None:
+            return self._putters.call(1)
+        if len(self.items) > self._low:
+            return []
+        return self._putters.call(self.maxsize - len(self.items))
+
+    def try_put(self, item: T, waiter: Waiter | None, shut_down: type[Exception]) -> Blocked | None:
+        """Add an item at the end."""
+        late: tuple[list[Waiter], list[object]] | None = None
+        try:
+            with self._lock:
+                if self._requests:  # an end mark that was put before this item comes before it
+                    late = self._carry_out()
+                if self.is_shutdown:
+                    raise shut_down
+                if 0 < self.maxsize <= len(self.items):
+                    if waiter is not None:
+                        self._putters.line_up(waiter)
+                    return BLOCKED
+                woken = self._append(item)
+        finally:
+            if late is not None:
+                self._wake_from_anywhere(late[0])
+            if self._requests:
+                self._settle()
+        for one in woken:
+            self._wake(one)
+        return None
+
+    def _append(self, item: T) -> Iterable[Waiter]:
+        self.items.append(item)
+        self.unfinished += 1
+        return self._getters.call(1) if self._getters else ()
+
+    def try_join(self, waiter: Waiter | None) -> Blocked | None:
+        """See whether all items are done."""
+        try:
+            with self._lock:
+                if not self.unfinished:
+                    return None
+                if waiter is not None:
+                    self._joiners.line_up(waiter)
+                return BLOCKED
+        finally:
+            if self._requests:
+                self._settle()
+
+    # -- waiting --------------------------------------------------------------------------
+
+    def wait_in_thread(
+        self,
+        attempt: Callable[[Waiter | None], R | Blocked],
+        timeout: float | None,
+        gave_up: type[Exception],
+    ) -> R:
+        """Repeat an attempt until it works; at most ``timeout`` seconds."""
+        deadline = None if timeout is None else monotonic() + timeout
+        waiter = ThreadWaiter()
+        try:
+            while (done := attempt(waiter)) is BLOCKED:
+                if not waiter.wait(None if deadline is None else deadline - monotonic()):
+                    self._leave(waiter)
+                    if (done := attempt(None)) is BLOCKED:
+                        raise gave_up
+                    break
+        except BaseException:
+            self._leave(waiter)
+            raise
+        return done
+
+    async def wait_in_task(self, attempt: Callable[[Waiter | None], R | Blocked]) -> R:
+        """Repeat an attempt until it works.
+
+        **Cancellation**: nothing was attempted; a wake-up passes to the next in line.
+        """
+        waiter = async_waiter()
+        try:
+            while (done := attempt(waiter)) is BLOCKED:
+                await waiter.wait()
+        except BaseException:  # cancelled, or GeneratorExit: dropped by the collector
+            self._leave(waiter)
+            raise
+        return done
+
+    def _leave(self, waiter: Waiter) -> None:
+        """A waiter gives up.  If it had been woken, the wake-up is the next one's."""
+        if waiter.place is not None:
+            self._request(partial(self._replace, waiter))
+
+    def _wake(self, waiter: Waiter) -> None:
+        if not waiter.wake():
+            self._leave(waiter)
+
+    def _replace(self, waiter: Waiter, _: list[object]) -> list[Waiter]:
+        line: _Line = waiter.place
+        if waiter.lined_up:
+            line.leave(waiter)
+            return []
+        return line.call(1) if self._is_worth_trying(line) else []
+
+    def _is_worth_trying(self, line: _Line) -> bool:
+        if self.is_shutdown and line is not self._joiners:
+            return True
+        if line is self._getters:
+            return bool(self.items)
+        if line is self._putters:
+            return not 0 < self.maxsize <= len(self.items)
+        return not self.unfinished
+
+    # -- requests: never wait for the lock ----------------------------------------------------
+
+    def shutdown(self, *, immediate: bool) -> None:
+        """Let nobody put any more; with ``immediate``, drop what waits.  Wakes everybody.
+
+        **Thread safety**: any thread, finalizers and signal handlers; never waits.
+        """
+        # The flags first: whoever has the lock next sees them, whoever does the rest.
+        self.is_shutdown = True
+        if immediate:
+            self.is_closed = True
+        self._request(self._wake_all_at_end)
+
+    def put_past_end(self, item: T) -> None:
+        """Put an item whether there is a free slot or not; nothing happens after a shutdown.
+
+        **Thread safety**: as `shutdown`; the item may be in the buffer a moment later, but
+        before any that the caller puts after it.
+        """
+        self._request(partial(self._append_anyway, item))
+
+    def _append_anyway(self, item: T, _: list[object]) -> list[Waiter]:
+        return [] if self.is_shutdown else list(self._append(item))
+
+    def _request(self, request: _Request) -> None:
+        """Have something done under the lock, now or as soon as its holder releases it."""
+        self._requests.append(request)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Do what was requested, unless somebody holds the lock, who will do it then.
+
+        The request is in the list before the lock is tried, and the holder looks into the
+        list after releasing: one of the two sees the other.
+        """
+        while self._requests and self._lock.acquire(blocking=False):
+            try:
+                woken, _dropped = self._carry_out()  # dropped with this frame
+            finally:
+                self._lock.release()
+            self._wake_from_anywhere(woken)
+
+    def _carry_out(self) -> tuple[list[Waiter], list[object]]:
+        """Do all requests, under the lock.  Whom to wake, and what to drop, after it."""
+        woken: list[Waiter] = []
+        dropped: list[object] = []
+        while self._requests:
+            woken += self._requests.popleft()(dropped)
+        return woken, dropped
+
+    def _wake_from_anywhere(self, woken: list[Waiter]) -> None:
+        for waiter in woken:
+            if not waiter.wake_from_anywhere():
+                self._requests.append(partial(self._replace, waiter))
+
+    def _wake_all_at_end(self, dropped: list[object]) -> list[Waiter]:
+        woken = self._getters.call(len(self._getters)) + self._putters.call(len(self._putters))
+        if self.is_closed:
+            dropped.append(self.items)
+            self.unfinished = max(0, self.unfinished - len(self.items))
+            self.items = deque()
+            if not self.unfinished:
+                woken += self._joiners.call(len(self._joiners))
+        return woken
+
+    def task_done(self) -> None:
+        """Declare an item done; too many raise a ValueError."""
+        woken: Iterable[Waiter] = ()
+        try:
+            with self._lock:
+                if self.unfinished <= 0:
+                    raise ValueError("task_done() called too many times")
+                self.unfinished -= 1
+                if not self.unfinished:
+                    woken = self._joiners.call(len(self._joiners))
+        finally:
+            if self._requests:
+                self._settle()
+        for waiter in woken:
+            self._wake(waiter)
+
+
+_buffers: weakref.WeakSet[Buffer[Any]] = weakref.WeakSet()
+
+
+def _renew_in_child() -> None:
+    # The lock may have been held, and the waiters are the parent's.
+    for buffer in list(_buffers):
+        buffer.make_lock_and_lines()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_in_child)
