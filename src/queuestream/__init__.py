@@ -10,10 +10,10 @@ queue that lives on both sides of that border::
             print(token, end="", flush=True)
 
 The layers, each importing only from those before it: `errors`; ``_wakeups`` (wakes a
-waiter); ``_buffer`` (guards the items); `mixed_queue` (its two faces); ``_token_queue`` (a run
-and its consumer at the two ends of a queue); `events` (text out of LangChain's reports); ``_background`` (the shared
-loop); `handlers` (LangChain's callbacks); `producers` (where a run happens);
-`token_stream` (the two joined).
+waiter); ``_buffer`` (guards the items); `mixed_queue` (its two faces); ``_token_queue`` (a
+run and its consumer at the two ends of a queue); `events` (text out of LangChain's
+reports); ``_background`` (the shared loop); `handlers` (LangChain's callbacks); ``_calls`` (a
+target with its arguments); `producers` (where a run happens); `token_stream` (all joined).
 """
 
 from __future__ import annotations

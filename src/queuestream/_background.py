@@ -43,7 +43,7 @@ class _Executor(ThreadPoolExecutor):
                 return
             try:
                 result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - it is the caller's
+            except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -74,7 +74,7 @@ class _Loop:
         error: BaseException | None = None
         try:
             asyncio.run(self._serve(ready))
-        except BaseException as why:  # noqa: BLE001 - whatever ends the loop is told to all
+        except BaseException as why:
             error = why
         with self.lock:
             lost, self.lost = self.lost or {}, None
@@ -139,7 +139,7 @@ def run_in_background(coroutine: Coroutine[Any, Any, R]) -> R:
     async def work() -> None:
         try:
             done.set_result(await coroutine)
-        except BaseException as error:  # noqa: BLE001 - it is the caller's
+        except BaseException as error:
             done.set_exception(error)
 
     def start() -> None:

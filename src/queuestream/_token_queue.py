@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures.thread  # noqa: F401 - first, see _close_all_at_exit
+import concurrent.futures.thread  # noqa: F401  # pyright: ignore[reportUnusedImport] - see the end
 import contextlib
 import logging
 import os
@@ -98,10 +98,10 @@ class TokenQueue(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_async_q",
+        "_buffer",
         "_busy",
         "_consumer",
         "_is_ours",
-        "_buffer",
         "_sync_q",
         "_warned",
         "closed",

@@ -47,7 +47,7 @@ __all__ = [
     "running_asyncio_loop",
 ]
 
-running_asyncio_loop = asyncio._get_running_loop  # exported by asyncio, for event loops
+running_asyncio_loop = asyncio._get_running_loop  # noqa: SLF001 - asyncio exports it
 """The asyncio loop that runs in this thread, or None.  Cheaper than an exception."""
 
 _TURN = 64

@@ -3,14 +3,14 @@
 ::
 
     QueueStreamError
-     ├── ConcurrentIterationError   (RuntimeError)   two overlapping ``next`` calls
-     ├── NotFinishedError           (RuntimeError)   ``result`` before the consumer has received the end
-     ├── StreamClosedError          (RuntimeError)   iteration or ``result`` after an early close
-     ├── StreamTimeoutError         (TimeoutError)   a wait of the consumer lasted too long
-     ├── RunCancelledError          (RuntimeError)   somebody else cancelled the run
-     └── PlacementError             (ValueError, RuntimeError)   the run cannot happen there
+     ├── ConcurrentIterationError  a RuntimeError: two overlapping ``next`` calls
+     ├── NotFinishedError          a RuntimeError: ``result`` before the consumer had the end
+     ├── StreamClosedError         a RuntimeError: iteration or ``result`` after an early close
+     ├── StreamTimeoutError        a TimeoutError: a wait of the consumer lasted too long
+     ├── RunCancelledError         a RuntimeError: somebody else cancelled the run
+     └── PlacementError            a ValueError and RuntimeError: the run cannot happen there
 
-    RunStopped (BaseException)      seen only inside a synchronous run that was stopped
+    RunStopped                     a BaseException, only inside a synchronous run that was stopped
 
 The run's own exception is never wrapped in one of these: it is raised unchanged,
 after the tokens that came before it.  A wrong argument is a plain ``TypeError`` or
@@ -72,7 +72,7 @@ class PlacementError(QueueStreamError, ValueError, RuntimeError):
     """
 
 
-class RunStopped(BaseException):  # noqa: N818 - a request, not an error: see below
+class RunStopped(BaseException):
     """Ends a synchronous run whose consumer has gone.
 
     Raised inside the run, from our callback, at its next token or start.  It is no

@@ -35,11 +35,13 @@ def text_of_content(content: object) -> str:
         return content
     if not isinstance(content, list):
         return ""
-    return "".join(
-        block if isinstance(block, str) else str(block.get("text") or "")
-        for block in content
-        if isinstance(block, str) or (isinstance(block, dict) and block.get("type") == "text")
-    )
+    return "".join(map(_text_of_block, content))
+
+
+def _text_of_block(block: Any) -> str:
+    if isinstance(block, dict):
+        return str(block.get("text") or "") if block.get("type") == "text" else ""
+    return block if isinstance(block, str) else ""
 
 
 def text_of_result(result: LLMResult) -> str:

@@ -22,54 +22,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.runnables import Runnable, RunnableLambda
-
 from queuestream._background import on_background_loop, start_daemon
-from queuestream._token_queue import TokenQueue, consumer_error, logger
+from queuestream._token_queue import consumer_error, logger
 from queuestream._wakeups import Latch, running_asyncio_loop
 from queuestream.errors import RunCancelledError, RunStopped
 
 if TYPE_CHECKING:
-    from contextvars import Context
+    from collections.abc import Callable
 
-    from queuestream.handlers.queue import FeedHandler
+    from queuestream._calls import Call
 
-__all__ = ["Call", "Run", "TaskRun", "ThreadRun", "is_async_only"]
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """What a run does: the target with its arguments, the context, and where tokens go.
-
-    Attributes:
-        plain: Does it in a thread; None if the target is asynchronous only.
-        coroutine: Does it in a task; None if the target is synchronous only.
-        context: The context variables that it sees.
-        tokens: The queue between it and its consumer.
-        feed: The callback handler that fills the queue.
-    """
-
-    plain: Callable[[], object] | None
-    coroutine: Callable[[], Awaitable[object]] | None
-    context: Context
-    tokens: TokenQueue[Any]
-    feed: FeedHandler
-
-
-def is_async_only(target: object) -> bool:
-    """Whether a target is known to have no synchronous form."""
-    if isinstance(target, RunnableLambda):
-        return not hasattr(target, "func")
-    if isinstance(target, Runnable):
-        return False
-    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(
-        getattr(target, "__call__", None)  # noqa: B004 - an object whose call is async
-    )
+__all__ = ["Run", "TaskRun", "ThreadRun"]
 
 
 class Run:
@@ -135,7 +103,7 @@ class ThreadRun(Run):
                     "the target is a plain function, and returned a coroutine: make it an async "
                     'def, which run_in="background" can iterate in synchronous code'
                 )
-        except BaseException as error:  # noqa: BLE001 - the consumer's, whatever it is
+        except BaseException as error:
             _say_what_helps(error)
             self._finish(error=error)
         else:
@@ -149,7 +117,7 @@ def _say_what_helps(error: BaseException) -> None:
     if (
         isinstance(error, (TypeError, NotImplementedError))
         and any(word in str(error) for word in ("async", "ainvoke", "synchronous", "sync "))
-        and hasattr(error, "add_note")  # Python 3.11
+        and sys.version_info >= (3, 11)
     ):
         error.add_note(
             'queuestream: the run was made with invoke, in a thread; run_in="background" makes it '
@@ -201,7 +169,7 @@ class TaskRun(Run):
         try:
             assert self._call.coroutine is not None
             value = await self._call.coroutine()
-        except BaseException as error:  # noqa: BLE001 - the consumer's, whatever it is
+        except BaseException as error:
             self._finish(error=error)
         else:
             self._finish(value)
@@ -213,6 +181,7 @@ class TaskRun(Run):
         self.gone.set()
 
     def cancel(self) -> None:
+        """Cancel the task, once."""
         task, loop = self._task, self.loop
         if task is None or loop is None or not self._cancelled.acquire(blocking=False):
             return
@@ -220,6 +189,7 @@ class TaskRun(Run):
             loop.call_soon_threadsafe(task.cancel)
 
     def is_running_here(self) -> bool:
+        """Whether the calling task is the run's."""
         return running_asyncio_loop() is not None and asyncio.current_task() is self._task
 
 
@@ -258,14 +228,17 @@ class _Contained(Coroutine[Any, Any, Any]):
         self._is_child = is_child
 
     def send(self, value: Any) -> Any:
+        """Run one step."""
         return self._step(self._coroutine.send, value)
 
     def throw(self, error: Any, *more: Any) -> Any:
+        """Run one step, which begins with an error."""
         if isinstance(error, _Carried):
             error = error.error
         return self._step(self._coroutine.throw, error, *more)
 
     def close(self) -> None:
+        """Drop the coroutine."""
         self._coroutine.close()
 
     def __await__(self) -> Any:

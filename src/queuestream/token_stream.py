@@ -13,30 +13,23 @@ by the consumer alone, ``closed`` (of the queue) by whoever closes.  Finished wi
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import difflib
-import inspect
 import itertools
-import sys
-from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from janus import Queue as JanusQueue
-from langchain_core.callbacks import BaseCallbackManager
-from langchain_core.runnables import Runnable
-from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
+from queuestream._calls import Call, check_arguments, is_async_only, make_call
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue
 from queuestream._wakeups import current_loop, running_asyncio_loop
 from queuestream.errors import NotFinishedError, PlacementError
 from queuestream.handlers.queue import FeedHandler
-from queuestream.producers import Call, Run, TaskRun, ThreadRun, is_async_only
+from queuestream.producers import Run, TaskRun, ThreadRun
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
-    from langchain_core.runnables import RunnableConfig
+    from langchain_core.runnables import Runnable, RunnableConfig
     from typing_extensions import Self
 
 __all__ = ["TokenStream", "stream"]
@@ -59,7 +52,7 @@ def stream(
     queue: object | None = None,
     **kwargs: Any,
 ) -> TokenStream[str]:
-    """Iterate the tokens of a run with ``for`` or ``async for`` while it goes on.
+    r"""Iterate the tokens of a run with ``for`` or ``async for`` while it goes on.
 
     Every token of every model in the run is heard, however deep the model is called.
     Nothing starts before the stream is entered or first iterated.  When ``maxsize`` tokens
@@ -90,7 +83,7 @@ def stream(
             gets a thread.
         queue: The queue to use instead of a `MixedQueue`: empty, used for nothing else, and
             following janus's protocols.  It excludes ``maxsize``.
-        kwargs: More arguments for the target, ``stop=["\\n"]`` say.
+        kwargs: More arguments for the target, ``stop=["\n"]`` say.
 
     Raises:
         TypeError: If ``target`` is neither a ``Runnable`` nor callable, or has no
@@ -109,27 +102,22 @@ def stream(
     if run_in not in _PLACES:
         allowed = ", ".join(map(repr, _PLACES))
         raise ValueError(f"run_in must be one of {allowed}; got {run_in!r}")
-    parameters = _checked_target(target)
-    _check_keywords(kwargs, parameters)
-    _check_config(config)
-    is_plain_function = not isinstance(target, Runnable) and not is_async_only(target)
-    if run_in == "thread" and is_async_only(target):
+    check_arguments(target, config, kwargs)
+    is_async = is_async_only(target)
+    if run_in == "thread" and is_async:
         raise ValueError(
             'run_in="thread" calls invoke, and this target is asynchronous only: use '
             '"background" (for any consumer), "task" (on asyncio) or "auto"'
         )
-    name = f"stream {next(_numbers)} of {getattr(target, '__name__', type(target).__name__)}"
+    what = getattr(target, "__name__", None) or type(target).__name__
+    name = f"stream {next(_numbers)} of {what}"
     tokens: TokenQueue[str] = TokenQueue(name, maxsize, queue, is_ours=True)
     feed = FeedHandler(tokens)
-    context = contextvars.copy_context()
-    if "sniffio" in sys.modules:
-        # A context from a trio task says that trio runs wherever it is used.
-        context.run(sys.modules["sniffio"].current_async_library_cvar.set, None)
-    call = _make_call(target, input, config, kwargs, context, feed)
+    call = make_call(target, input, config, kwargs, feed=feed)
     return TokenStream(
         call,
-        run_in="thread" if is_plain_function else run_in,
-        for_plain_consumer="background" if is_async_only(target) else "thread",
+        run_in="thread" if call.coroutine is None else run_in,
+        for_plain_consumer="background" if is_async else "thread",
         given_queue=queue,
     )
 
@@ -192,10 +180,8 @@ class TokenStream(Generic[T]):
         loop = current_loop() if is_async else running_asyncio_loop()
         is_asyncio = isinstance(loop, asyncio.AbstractEventLoop)
         if run_in == "auto":
-            if not is_async:
-                run_in = for_plain_consumer
-            else:
-                run_in = "task" if is_asyncio else "background"
+            for_async_consumer = "task" if is_asyncio else "background"
+            run_in = for_async_consumer if is_async else for_plain_consumer
         if run_in == "task" and not is_asyncio:
             where = "on trio" if loop is not None else "where no asyncio loop runs"
             raise PlacementError(
@@ -403,109 +389,3 @@ class TokenStream(Generic[T]):
     def text(self) -> str:
         """The text delivered so far, also after an early stop."""
         return "".join(self._parts)
-
-
-# -- arguments -----------------------------------------------------------------------------
-
-
-def _checked_target(target: object) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a function that was given as target; none for a Runnable."""
-    if isinstance(target, Runnable):
-        return {}
-    if not callable(target):
-        raise TypeError(
-            "target must be a Runnable, or a function that takes the input and has a callbacks "
-            f"parameter; got {target!r}"
-        )
-    try:
-        parameters = inspect.signature(target).parameters
-    except ValueError as error:
-        raise TypeError(f"target {target!r} does not tell its parameters") from error
-    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    callbacks = parameters.get("callbacks")
-    if not (callbacks is not None and callbacks.kind in by_keyword) and not any(
-        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
-    ):
-        raise TypeError(
-            f"target {target!r} has no callbacks parameter, so its tokens cannot be heard: add "
-            "one and pass it to the model, as in model.invoke(query, {'callbacks': callbacks})"
-        )
-    return parameters
-
-
-def _check_keywords(kwargs: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
-    if "callbacks" in kwargs:
-        raise TypeError(
-            "stream() adds a callback of its own; write stream(target, input, "
-            "{'callbacks': [...]}) for yours"
-        )
-    ours = ("target", "input", "config", "maxsize", "run_in", "queue")
-    for name in kwargs:
-        if name in parameters:
-            continue
-        plain = name.lower().replace("_", "")
-        for own in ours:
-            if plain == own.replace("_", "") or difflib.get_close_matches(name, [own], 1, 0.87):
-                raise TypeError(f"stream() has no parameter {name!r}; did you mean {own!r}?")
-
-
-def _check_config(config: object) -> None:
-    if config is None:
-        return
-    if not isinstance(config, Mapping):
-        raise TypeError(f"config must be a RunnableConfig (a dict) or None, not {config!r}")
-    callbacks = config.get("callbacks")
-    if callbacks is not None and not isinstance(callbacks, (list, BaseCallbackManager)):
-        raise TypeError(
-            "config['callbacks'] must be a list of handlers or a callback manager, not "
-            f"{callbacks!r}"
-        )
-
-
-def _merged_config(config: RunnableConfig | None) -> RunnableConfig:
-    """``config`` over what the caller inherits, if the caller is itself in a run.
-
-    LangChain lets explicit callbacks replace the inherited ones; here they join them, so
-    that an outer stream and the caller's tracers hear the run.
-    """
-    merged = ensure_config(config)
-    given = (config or {}).get("callbacks")
-    inherited = (var_child_runnable_config.get() or {}).get("callbacks")
-    if isinstance(given, list) and inherited is not None:
-        merged["callbacks"] = _joined(inherited, given)
-    return merged
-
-
-def _joined(callbacks: Any, more: list[Any]) -> Any:
-    """A new list or manager, with ``more`` at its end."""
-    if isinstance(callbacks, BaseCallbackManager):
-        manager = callbacks.copy()
-        for handler in more:
-            manager.add_handler(handler, inherit=True)
-        return manager
-    return [*(callbacks or ()), *more]
-
-
-def _make_call(
-    target: Any,
-    input: object,  # noqa: A002 - LangChain's name for it
-    config: RunnableConfig | None,
-    kwargs: dict[str, Any],
-    context: contextvars.Context,
-    feed: FeedHandler,
-) -> Call:
-    merged = _merged_config(config)
-    inherited = merged.get("callbacks")
-    merged["callbacks"] = _joined(inherited, [feed])
-    plain: Callable[[], Any] | None
-    coroutine: Callable[[], Any] | None
-    if isinstance(target, Runnable):
-        plain = partial(target.invoke, input, merged, **kwargs)
-        coroutine = partial(target.ainvoke, input, merged, **kwargs)
-    else:
-        work = partial(target, input, callbacks=merged["callbacks"], **kwargs)
-        plain, coroutine = (None, work) if is_async_only(target) else (work, None)
-        # The rest of the config (tags, metadata) reaches the function's runs by inheritance.
-        rest = cast("RunnableConfig", {**merged, "callbacks": inherited})
-        context.run(var_child_runnable_config.set, rest)
-    return Call(plain, coroutine, context, feed.tokens, feed)

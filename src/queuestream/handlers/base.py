@@ -53,7 +53,7 @@ class dual:  # noqa: N801 - used as a decorator is
         if handler is None:
             return self._plain
         loop = running_asyncio_loop()
-        if loop is None or not handler._may_wait:
+        if loop is None or not handler.may_wait:
             return self._plain.__get__(handler, owner)
         return partial(self._coroutine, handler, loop)
 
@@ -98,13 +98,13 @@ class StreamHandler(BaseCallbackHandler):
         self._set_up(
             raise_error=raise_error,
             may_wait=(
-                on_token._may_wait if isinstance(on_token, StreamHandler) else _is_async(on_token)
+                on_token.may_wait if isinstance(on_token, StreamHandler) else _is_async(on_token)
             ),
         )
 
     def _set_up(self, *, raise_error: bool, may_wait: bool) -> None:
         self.raise_error = raise_error
-        self._may_wait = may_wait  # whether dual methods are coroutine functions on a loop
+        self.may_wait = may_wait  # whether dual methods are coroutine functions on a loop
         self._home = running_asyncio_loop()
         self._streamed: set[UUID] = set()  # open model runs that had a token
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consumer_error
 from queuestream._wakeups import running_asyncio_loop
@@ -61,7 +61,7 @@ class FeedHandler(StreamHandler):
         elif self.tokens.closed and running_asyncio_loop() is loop:
             await self.tokens.refuse_in_task()
 
-    on_token: Any = dual(StreamHandler._call, StreamHandler._call_in_task)
+    on_token: Any = dual(StreamHandler._call, StreamHandler._call_in_task)  # noqa: SLF001
 
     def _started(self, *args: Any, **kwargs: Any) -> None:
         """LangChain calls this at the start of each run."""
@@ -139,7 +139,7 @@ class QueueStreamHandler(FeedHandler):
         super().__init__(TokenQueue(f"QueueStreamHandler {next(_numbers)}", maxsize, queue))
         self._open: set[UUID] = set()  # runs that were heard to start and not to end
         self._outermost: set[UUID] = set()  # those whose parent was not open
-        self._is_running = False  # one of them started, and its sentinel is not put
+        self.is_running = False  # one of them started, and its sentinel is not put
         self._error: BaseException | None = None  # the first that one of them ended with
         # Tasks in which an outermost model run goes on, see `_watch`.
         self._watched: dict[UUID, dict[asyncio.Task[Any], Callable[..., None]]] = {}
@@ -165,7 +165,7 @@ class QueueStreamHandler(FeedHandler):
             self._open.add(run_id)
             if parent_run_id not in self._open:
                 self._outermost.add(run_id)
-                self._is_running = tokens.is_open = True
+                self.is_running = tokens.is_open = True
 
     on_chain_start = _started
     on_tool_start = _started
@@ -234,8 +234,8 @@ class QueueStreamHandler(FeedHandler):
             self._outermost.remove(run_id)
             if self._error is None:
                 self._error = error
-            if self._is_running and not self._outermost:
-                self._is_running = False
+            if self.is_running and not self._outermost:
+                self.is_running = False
                 self._open.clear()  # a cancelled model reports no end, and its parent does
                 self._streamed.clear()
                 error, self._error = self._error, None
@@ -268,11 +268,11 @@ class QueueStreamHandler(FeedHandler):
         """
         task = asyncio.current_task()
         if task is not None:
-            callback = partial(self._task_done, run_id, is_whole_run)
+            callback = partial(self._task_done, run_id, is_whole_run=is_whole_run)
             self._watched[run_id][task] = callback
             task.add_done_callback(callback)
 
-    def _task_done(self, run_id: UUID, is_whole_run: bool, task: asyncio.Task[Any]) -> None:
+    def _task_done(self, run_id: UUID, task: asyncio.Task[Any], *, is_whole_run: bool) -> None:
         if is_whole_run or task.cancelled():
             self._end_run(run_id, asyncio.CancelledError())
 
@@ -297,7 +297,7 @@ class QueueStreamHandler(FeedHandler):
         Raises:
             TypeError: If ``error`` is neither an exception nor None.
         """
-        if error is not None and not isinstance(error, BaseException):
+        if error is not None and not isinstance(cast("object", error), BaseException):
             raise TypeError(f"error must be an exception or None, not {error!r}")
         self._put_sentinel(error)
 
@@ -386,6 +386,6 @@ class _Iteration:
         else:
             error, tokens.failure = tokens.failure, None
         self._is_over = True
-        tokens.is_open = handler._is_running or tokens.has_items()
+        tokens.is_open = handler.is_running or tokens.has_items()
         if error is not None:
             raise consumer_error(error)
