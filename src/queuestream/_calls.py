@@ -162,7 +162,7 @@ def make_call(
     merged["callbacks"] = _joined(inherited, [feed])
     plain: Callable[[], Any] | None
     coroutine: Callable[[], Any] | None
-    if isinstance(target, Runnable):
+    if isinstance(cast("object", target), Runnable):
         plain = partial(target.invoke, input, merged, **kwargs)
         coroutine = partial(target.ainvoke, input, merged, **kwargs)
     else:

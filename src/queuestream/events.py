@@ -29,19 +29,20 @@ def text_of_chunk(token: object, chunk: Any) -> str:
     return text_of_content(message.content)
 
 
-def text_of_content(content: object) -> str:
+def text_of_content(content: Any) -> str:
     """The text of a message's content: a string, or the text blocks of a list, joined."""
     if isinstance(content, str):
         return content
-    if not isinstance(content, list):
-        return ""
-    return "".join(map(_text_of_block, content))
+    return "".join(map(_text_of_block, content or ()))
 
 
 def _text_of_block(block: Any) -> str:
-    if isinstance(block, dict):
-        return str(block.get("text") or "") if block.get("type") == "text" else ""
-    return block if isinstance(block, str) else ""
+    if isinstance(block, str):
+        return block
+    try:
+        return str(block["text"] or "") if block["type"] == "text" else ""
+    except (KeyError, TypeError):
+        return ""
 
 
 def text_of_result(result: LLMResult) -> str:

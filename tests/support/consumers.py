@@ -11,7 +11,7 @@ import sys
 import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -25,9 +25,19 @@ if TYPE_CHECKING:
 
     from queuestream import TokenStream
 
-__all__ = ["CONSUMERS", "IMPOSSIBLE", "PAIRINGS", "RUN_IN", "Consumer", "pairings"]
+__all__ = [
+    "CONSUMERS",
+    "IMPOSSIBLE",
+    "PAIRINGS",
+    "RUN_IN",
+    "Consumer",
+    "RunIn",
+    "in_another_thread",
+    "pairings",
+]
 
 T = TypeVar("T")
+RunIn: TypeAlias = Literal["thread", "task", "background"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,7 @@ CONSUMERS = [
     Consumer("eager", EAGER),
     Consumer("trio", TRIO),
 ]
-RUN_IN = ["thread", "task", "background"]
+RUN_IN: list[RunIn] = ["thread", "task", "background"]
 IMPOSSIBLE = {
     ("task", "for"): "a task needs the consumer's own asyncio loop; a plain thread has none",
     ("task", "trio"): "LangChain's async side is asyncio only: trio cannot run its tasks",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 __all__ = [
+    "ABSENT",
     "Answer",
     "Exchange",
     "ReplayServer",
@@ -62,9 +63,10 @@ class Answer:
     cut_after: int | None = None
     """Break the connection off after so many events."""
 
-    def paced(self, permits: int = 0) -> Answer:
-        """Return the same answer, with a gate of its own that lets so many events out."""
-        return Answer(self.events, Gate(permits), self.cut_after)
+    def paced(self, permits: int = 0) -> tuple[Gate, Answer]:
+        """Return the same answer behind a gate that lets so many events out, and that gate."""
+        gate = Gate(permits)
+        return gate, Answer(self.events, gate, self.cut_after)
 
     def cut(self, after: int) -> Answer:
         """Return the same answer, broken off after so many events."""
@@ -247,12 +249,15 @@ def chat_completion(
 ) -> Answer:
     """Return an answer in the format of OpenAI's Chat Completions: one event for each text.
 
+    As from the real provider, one event without text comes before them.
+
     Args:
         texts: The tokens.
         tool_call: Name and JSON arguments of a tool that the model calls after the texts.
         error: The message of an error event with which the answer ends.
     """
-    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": text} for text in texts]
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    deltas += [{"content": text} for text in texts]
     if tool_call is not None:
         name, arguments = tool_call
         call = {"index": 0, "id": "call_1", "type": "function"}
