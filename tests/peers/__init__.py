@@ -1,0 +1,1 @@
+"""The test-suites of janus and CPython, run against `queuestream.mixed_queue.MixedQueue`."""
