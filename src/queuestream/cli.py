@@ -33,7 +33,7 @@ from queuestream.errors import PlacementError
 from queuestream.token_stream import stream
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Coroutine, Generator, Sequence
     from types import FrameType
 
     from queuestream.token_stream import TokenStream
@@ -329,7 +329,7 @@ def _run_loop(main: Coroutine[Any, Any, int]) -> int:
 @contextlib.contextmanager
 def _cancelled_by_ctrl_c(
     loop: asyncio.AbstractEventLoop, task: asyncio.Task[int]
-) -> Iterator[None]:
+) -> Generator[None]:
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield  # somebody has other plans for Ctrl-C, or it was ignored for us

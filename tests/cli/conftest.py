@@ -116,6 +116,7 @@ def call(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
             code = main(arguments)
         except SystemExit as leaving:  # argparse's way
             code = int(leaving.code or 0)
-        return Outcome(code, *capfd.readouterr())
+        printed = capfd.readouterr()
+        return Outcome(code, printed.out, printed.err)
 
     return run

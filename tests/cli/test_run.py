@@ -187,5 +187,5 @@ class _Provider(BaseHTTPRequestHandler):
     def _send(self, data: str) -> None:
         self.wfile.write(f"data: {data}\n\n".encode())
 
-    def log_message(self, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
