@@ -17,7 +17,6 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
-import inspect
 import io
 import json
 import os
@@ -137,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "--run-in",
         choices=["auto", "thread", "task", "background"],
         default="auto",
-        help="where the run happens (default: %(default)s); a target that is only "
+        help="where the run happens (default: %(default)s); a Runnable that is only "
         "asynchronous needs background for its turn in a for loop",
     )
     # One argument with two values: argparse would hand a lone optional one out too early.
@@ -259,8 +258,6 @@ def _open(target: Any, value: Any, run_in: Any) -> TokenStream[str]:
 
 
 def _with_for(target: Any, value: Any, run_in: str) -> int:
-    if run_in == "auto" and inspect.iscoroutinefunction(target):
-        run_in = "background"
     screen = _Screen("for token in stream(...)")
     tokens = _open(target, value, run_in)
     screen.begin()
