@@ -55,6 +55,15 @@ class _Executor(ThreadPoolExecutor):
         """Nothing: no thread waits for work, and none is waited for."""
 
 
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+
+
 class _Loop:
     """One life of the loop.
 
@@ -72,9 +81,12 @@ class _Loop:
 
     def _live(self, ready: Future[asyncio.AbstractEventLoop]) -> None:
         error: BaseException | None = None
+        loop = asyncio.new_event_loop()
+        loop.set_default_executor(_Executor())
+        loop.call_soon(ready.set_result, loop)
         try:
-            asyncio.run(self._serve(ready))
-        except BaseException as why:
+            loop.run_forever()
+        except BaseException as why:  # whatever tore through the loop is told to all
             error = why
         with self.lock:
             lost, self.lost = self.lost or {}, None
@@ -82,14 +94,10 @@ class _Loop:
             told = RunCancelledError("the shared background loop ended before the run began")
             told.__cause__ = error
             tell(told)
-
-    async def _serve(self, ready: Future[asyncio.AbstractEventLoop]) -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(_Executor())
-        ready.set_result(loop)
-        # Whoever ends this (loop.stop(), an exception that tears through the loop) makes
-        # asyncio.run cancel the runs, and each of those tells its own consumer.
-        await loop.create_future()
+        try:
+            _cancel_all(loop)  # each run that had begun tells its own consumer
+        finally:
+            loop.close()
 
     def accept(self, start: Callable[[], object], lost: Callable[[BaseException], None]) -> bool:
         key = object()

@@ -178,18 +178,24 @@ class Buffer(Generic[T]):
     def try_get(self, waiter: Waiter | None, shut_down: type[Exception]) -> T | Blocked:
         """Take the first item."""
         woken: Iterable[Waiter]
+        late: tuple[list[Waiter], list[object]] | None = None
         try:
             with self._lock:
+                has_ended = self.is_shutdown
+                if has_ended and self._requests:  # what was put past the end, before the end
+                    late = self._carry_out()
                 if self.items and not self.is_closed:
                     item = self.items.popleft()
                     woken = self._putters_for_free_slot() if self._putters else ()
-                elif self.is_shutdown:
+                elif has_ended:
                     raise shut_down
                 else:
                     if waiter is not None:
                         self._getters.line_up(waiter)
                     return BLOCKED
         finally:
+            if late is not None:
+                self._wake_from_anywhere(late[0])
             if self._requests:
                 self._settle()
         for one in woken:
@@ -325,10 +331,12 @@ class Buffer(Generic[T]):
         **Thread safety**: as `shutdown`; the item may be in the buffer a moment later, but
         before any that the caller puts after it.
         """
-        self._request(partial(self._append_anyway, item))
+        if not self.is_shutdown:
+            self._request(partial(self._append_anyway, item))
 
     def _append_anyway(self, item: T, _: list[object]) -> list[Waiter]:
-        return [] if self.is_shutdown else list(self._append(item))
+        # A shutdown that came after the request, and before it is carried out, keeps the item.
+        return [] if self.is_closed else list(self._append(item))
 
     def _request(self, request: _Request) -> None:
         """Have something done under the lock, now or as soon as its holder releases it."""

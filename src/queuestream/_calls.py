@@ -159,6 +159,9 @@ def make_call(
         context.run(sys.modules["sniffio"].current_async_library_cvar.set, None)
     merged = _merged_config(config)
     inherited = merged.get("callbacks")
+    feed.others = (
+        inherited.handlers if isinstance(inherited, BaseCallbackManager) else inherited or []
+    )
     merged["callbacks"] = _joined(inherited, [feed])
     plain: Callable[[], Any] | None
     coroutine: Callable[[], Any] | None

@@ -41,6 +41,8 @@ from queuestream.errors import (
 from queuestream.mixed_queue import AsyncFace, SyncFace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import janus
 
 __all__ = ["DEFAULT_MAXSIZE", "Ended", "TokenQueue", "consumer_error", "logger"]
@@ -304,14 +306,20 @@ class TokenQueue(Generic[T]):
         self.ended = True
         self._sync_q.shutdown()
 
-    def close(self) -> None:
+    def close(self, cancel: Callable[[], object] | None = None) -> None:
         """The consumer goes: drop what is there and stop the run at its next call.
+
+        Args:
+            cancel: Stops the run by other means.  Called between the two steps: after it is
+                clear whose doing it is, before the run meets the closed queue.
 
         **Thread safety**: any thread or task, finalizers and signal handlers; never waits.
         """
         if self.closed:
             return
         self.closed = True
+        if cancel is not None:
+            cancel()
         if self._buffer is not None:
             self._buffer.shutdown(immediate=True)
             return

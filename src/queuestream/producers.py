@@ -106,6 +106,7 @@ class ThreadRun(Run):
         except BaseException as error:
             _say_what_helps(error)
             self._finish(error=error)
+            call.feed.report_end(error)
         else:
             self._finish(value)
         finally:
@@ -171,6 +172,7 @@ class TaskRun(Run):
             value = await self._call.coroutine()
         except BaseException as error:
             self._finish(error=error)
+            await self._call.feed.report_end_in_task(error)
         else:
             self._finish(value)
 

@@ -311,13 +311,9 @@ class TokenStream(Generic[T]):
 
         **Thread safety**: any thread or task, finalizers and signal handlers.
         """
-        if self._is_finished or self._tokens.closed:
-            return
-        # The cancellation first, or the run would see the closed queue before it.
-        run = self._run
-        if run is not None:
-            run.cancel()
-        self._tokens.close()
+        if not self._is_finished:
+            run = self._run
+            self._tokens.close(None if run is None else run.cancel)
 
     async def aclose(self) -> None:
         """`close`, and wait until a run that is a task has cleaned up and is gone.

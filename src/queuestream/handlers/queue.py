@@ -13,9 +13,12 @@ so that successive runs stand in the queue one after the other, each with its se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
+
+from langchain_core.callbacks.manager import ahandle_event, handle_event
 
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consumer_error
 from queuestream._wakeups import running_asyncio_loop
@@ -23,16 +26,41 @@ from queuestream.errors import RunStopped
 from queuestream.handlers.base import StreamHandler, dual
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
     from types import TracebackType
     from uuid import UUID
 
+    from langchain_core.callbacks import BaseCallbackHandler
     from langchain_core.outputs import LLMResult
     from typing_extensions import Self
 
 __all__ = ["FeedHandler", "QueueStreamHandler"]
 
 _numbers = itertools.count(1)
+
+_IGNORES = {
+    "llm": "ignore_llm",
+    "chain": "ignore_chain",
+    "tool": "ignore_agent",
+    "retriever": "ignore_retriever",
+}
+"""The attribute by which a handler declines the events of each kind of run."""
+
+
+def _start_of(kind: str) -> Callable[..., None]:
+    """A method for LangChain to call at the start of each run of a kind."""
+
+    def on_start(
+        self: FeedHandler,
+        *_args: Any,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **_kwargs: Any,
+    ) -> None:
+        """LangChain calls this at the start of a run."""
+        self._run_started(kind, run_id, parent_run_id)
+
+    return on_start
 
 
 class FeedHandler(StreamHandler):
@@ -42,12 +70,17 @@ class FeedHandler(StreamHandler):
         tokens: The queue.
         fatal: A BaseException that a model raised: LangChain's ``agenerate`` replaces it by
             an AttributeError.
+        others: The other handlers of the run, for `report_end`.
     """
 
     def __init__(self, tokens: TokenQueue[Any]) -> None:
         self._set_up(raise_error=True, may_wait=True)
         self.tokens = tokens
         self.fatal: BaseException | None = None
+        self.others: list[BaseCallbackHandler] = []
+        # Runs that the other handlers heard start, and of whose end LangChain won't tell them
+        # if they are stopped: each with what it is ("llm", "chain") and its parent.
+        self._untold: dict[UUID, tuple[str, UUID | None]] = {}
 
     def _deliver(self, text: str) -> None:
         if text:
@@ -63,24 +96,63 @@ class FeedHandler(StreamHandler):
 
     on_token: Any = dual(StreamHandler._call, StreamHandler._call_in_task)  # noqa: SLF001
 
-    def _started(self, *args: Any, **kwargs: Any) -> None:
-        """LangChain calls this at the start of each run."""
+    def _run_started(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> None:
+        """A run starts: let it, or stop it."""
         if self.tokens.closed or self.tokens.ended:
+            self._untold[run_id] = kind, parent_run_id
             self.tokens.refuse()
+        if kind == "llm" and running_asyncio_loop() is not None:
+            self._untold[run_id] = kind, parent_run_id  # agenerate tells no cancellation
 
-    on_chat_model_start = _started
-    on_llm_start = _started
-    on_chain_start = _started
-    on_tool_start = _started
-    on_retriever_start = _started
+    on_chat_model_start = _start_of("llm")
+    on_llm_start = _start_of("llm")
+    on_chain_start = _start_of("chain")
+    on_tool_start = _start_of("tool")
+    on_retriever_start = _start_of("retriever")
 
     def on_llm_error(
         self, error: BaseException, *, run_id: UUID | None = None, **kwargs: Any
     ) -> None:
         """LangChain calls this when a model run fails."""
         super().on_llm_error(error, run_id=run_id, **kwargs)
+        self._untold.pop(run_id, None)  # type: ignore[arg-type]
         if not isinstance(error, (Exception, RunStopped, asyncio.CancelledError)):
             self.fatal = error
+
+    def _whole_text(self, response: LLMResult, run_id: UUID | None) -> str:
+        self._untold.pop(run_id, None)  # type: ignore[arg-type]
+        return super()._whole_text(response, run_id)
+
+    def report_end(self, error: BaseException) -> None:
+        """Tell the other handlers of the runs whose end LangChain left out."""
+        for kind, run_id, parent_run_id in self._take_untold():
+            with contextlib.suppress(Exception):  # logged by LangChain
+                handle_event(
+                    self.others,
+                    f"on_{kind}_error",
+                    _IGNORES[kind],
+                    error,
+                    run_id=run_id,
+                    parent_run_id=parent_run_id,
+                )
+
+    async def report_end_in_task(self, error: BaseException) -> None:
+        """Tell the other handlers of the runs whose end LangChain left out."""
+        for kind, run_id, parent_run_id in self._take_untold():
+            with contextlib.suppress(Exception):  # logged by LangChain
+                await ahandle_event(
+                    self.others,
+                    f"on_{kind}_error",
+                    _IGNORES[kind],
+                    error,
+                    run_id=run_id,
+                    parent_run_id=parent_run_id,
+                )
+
+    def _take_untold(self) -> Iterator[tuple[str, UUID, UUID | None]]:
+        while self._untold:  # the last one first: children before their parents
+            run_id, (kind, parent_run_id) = self._untold.popitem()
+            yield kind, run_id, parent_run_id
 
 
 class _End:
@@ -146,17 +218,14 @@ class QueueStreamHandler(FeedHandler):
 
     # -- the runs --------------------------------------------------------------------------
 
-    def _started(
-        self, *args: Any, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
-        """LangChain calls this at the start of each run."""
+    def _run_started(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> None:
         tokens = self.tokens
         if tokens.ended and not tokens.closed:
             raise ValueError(
                 f"the queue that was given to {tokens.name} serves one run, and that has ended; "
                 "leave queue= out to use a handler for several"
             )
-        super()._started()
+        super()._run_started(kind, run_id, parent_run_id)
         with tokens.lock:
             if run_id in self._open:
                 raise ValueError(
@@ -166,20 +235,9 @@ class QueueStreamHandler(FeedHandler):
             if parent_run_id not in self._open:
                 self._outermost.add(run_id)
                 self.is_running = tokens.is_open = True
-
-    on_chain_start = _started
-    on_tool_start = _started
-    on_retriever_start = _started
-
-    def _model_started(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
-        """LangChain calls this at the start of each model run."""
-        self._started(run_id=run_id, **kwargs)
-        if run_id in self._outermost and running_asyncio_loop() is not None:
+        if kind == "llm" and run_id in self._outermost and running_asyncio_loop() is not None:
             self._watched[run_id] = {}
             self._watch(run_id, is_whole_run=True)
-
-    on_chat_model_start = _model_started
-    on_llm_start = _model_started
 
     def _ended(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
         """LangChain calls this at the end of each run."""
