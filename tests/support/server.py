@@ -81,6 +81,8 @@ class Exchange:
         self.answer = answer
         self.disconnected = threading.Event()
         """The client has closed the connection before the end of the answer."""
+        self.is_complete = False
+        """Every event was handed to the socket."""
         self._changed = threading.Condition()
         self._sent = 0
 
@@ -195,14 +197,13 @@ class _Replay:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         sending = asyncio.ensure_future(self._send_events(send))
-        leaving = asyncio.ensure_future(_left(receive))
-        await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if sending.done():
-            leaving.cancel()
+        watching = asyncio.ensure_future(self._watch(receive, sending))
+        try:
+            await asyncio.wait([sending])
+        finally:
+            watching.cancel()
+        if not sending.cancelled():
             sending.result()
-        else:
-            sending.cancel()
-            self.exchange.disconnected.set()
 
     async def _send_events(self, send: Send) -> None:
         answer = self.exchange.answer
@@ -211,14 +212,19 @@ class _Replay:
                 raise ConnectionCutError
             if answer.pace is not None:
                 await answer.pace.wait_async()
+            await asyncio.sleep(0)  # or a broken connection would swallow the rest unseen
             await send({"type": "http.response.body", "body": event, "more_body": True})
             self.exchange.note_sent()
+        self.exchange.is_complete = True  # for uvicorn, a client that got all has left, too
         await send({"type": "http.response.body", "body": b""})
 
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    async def _watch(self, receive: Receive, sending: asyncio.Future[None]) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not self.exchange.is_complete:
+            # At once, or uvicorn would let the rest be "sent" to nobody.
+            sending.cancel()
+            self.exchange.disconnected.set()
 
 
 # Answers

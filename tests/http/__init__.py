@@ -1,0 +1,1 @@
+"""The real clients of model providers, against a provider on loopback."""
