@@ -1,0 +1,317 @@
+"""Forcing an interleaving: a lock with hooks, and all schedules of a small case.
+
+`HookedLock` is for one interleaving, written down as steps: what happens when the lock is
+wanted, held, about to be released, free.  `explore` is for all of them: it runs a case
+again and again, with one thread at a time and another choice at each boundary of a lock.
+A wake-up that is lost shows as a schedule in which nobody can go on.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["HookedLock", "Schedule", "ScheduledLock", "explore", "sample"]
+
+Boundary = Literal["wanted", "held", "releasing", "free"]
+
+
+class HookedLock:
+    """A lock that takes a step of the test at a boundary: before or after acquire or release.
+
+    >>> lock = HookedLock()
+    >>> lock.at("held", lambda: print("step 1"))
+    >>> lock.at("free", lambda: print("step 2"))
+    >>> with lock:
+    ...     pass
+    step 1
+    step 2
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._steps: dict[Boundary, deque[Callable[[], object]]] = {
+            "wanted": deque(),
+            "held": deque(),
+            "releasing": deque(),
+            "free": deque(),
+        }
+
+    def at(self, boundary: Boundary, step: Callable[[], object]) -> None:
+        """Take a step the next time that a thread is there, once."""
+        self._steps[boundary].append(step)
+
+    def locked(self) -> bool:
+        """Return whether somebody holds it."""
+        return self._lock.locked()
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Do what `threading.Lock` does."""
+        self._pass("wanted")
+        acquired = self._lock.acquire(blocking, timeout)
+        if acquired:
+            self._pass("held")
+        return acquired
+
+    def release(self) -> None:
+        """Do what `threading.Lock` does."""
+        self._pass("releasing")
+        self._lock.release()
+        self._pass("free")
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _pass(self, boundary: Boundary) -> None:
+        steps = self._steps[boundary]
+        if steps:
+            steps.popleft()()  # taken out first: a step may pass here, too
+
+
+class _AbandonedError(BaseException):
+    """Ends the threads of a schedule in which nobody can go on."""
+
+
+@dataclass(eq=False)
+class _Actor:
+    name: str
+    body: Callable[[], object]
+    baton: threading.Lock = field(default_factory=threading.Lock)
+    can_go_on: Callable[[], bool] = lambda: True
+    is_done: bool = False
+
+
+@dataclass
+class _Choice:
+    """One decision: which of `count` threads went on, `cost` 1 where that was a preemption."""
+
+    taken: int
+    count: int
+    is_free: bool
+    preemptions_before: int
+
+
+class Schedule:
+    """One run of a case.  One thread runs at a time; at each boundary of a lock another may.
+
+    Args:
+        prefix: The choices to repeat.
+        seed: Of the choices after them; without, each thread runs as far as it can.
+
+    """
+
+    def __init__(self, prefix: Sequence[int] = (), seed: int | None = None) -> None:
+        self._prefix = prefix
+        self._random = None if seed is None else random.Random(seed)
+        self._actors: list[_Actor] = []
+        self._current: _Actor | None = None
+        self._over = threading.Event()
+        self.choices: list[_Choice] = []
+        self.stuck: list[str] = []
+        """The threads that wait for ever, if any do."""
+        self.errors: list[BaseException] = []
+
+    def lock(self, *, locked: bool = False) -> ScheduledLock:
+        """Return a lock whose boundaries are points of this schedule."""
+        return ScheduledLock(self, locked=locked)
+
+    def thread(self, name: str, body: Callable[[], object]) -> None:
+        """Add a thread."""
+        actor = _Actor(name, body)
+        actor.baton.acquire()
+        self._actors.append(actor)
+
+    def run(self) -> None:
+        """Run all threads to their end, or until none can go on."""
+        threads = [
+            threading.Thread(target=self._act, args=(actor,), name=actor.name, daemon=True)
+            for actor in self._actors
+        ]
+        for thread in threads:
+            thread.start()
+        self._hand_over(None)
+        assert self._over.wait(30), "a thread of the schedule hangs outside of its locks"
+        for thread in threads:
+            thread.join(30)
+
+    @property
+    def taken(self) -> list[int]:
+        """The choices, as a prefix that repeats this schedule."""
+        return [choice.taken for choice in self.choices]
+
+    def point(self, can_go_on: Callable[[], bool] = lambda: True) -> None:
+        """Let another thread go on, if it is chosen; return when this one may."""
+        actor = self._current
+        if self.stuck:
+            raise _AbandonedError
+        if actor is None:  # the test itself, before and after the run
+            return
+        actor.can_go_on = can_go_on
+        self._hand_over(actor)
+        if self.stuck:
+            raise _AbandonedError
+
+    def _act(self, actor: _Actor) -> None:
+        with actor.baton:
+            if self.stuck:
+                return
+            try:
+                actor.body()
+            except _AbandonedError:
+                return
+            except BaseException as error:
+                self.errors.append(error)
+            actor.is_done = True
+            self._hand_over(None)
+
+    def _hand_over(self, actor: _Actor | None) -> None:
+        """Choose who goes on; `actor` gives the turn away, and gets it back here."""
+        able = [one for one in self._actors if not one.is_done and one.can_go_on()]
+        if not able:
+            self.stuck = [one.name for one in self._actors if not one.is_done]
+            self._over.set()
+            for one in self._actors:
+                if one is not actor and not one.is_done:
+                    one.baton.release()
+            self._current = None
+            return
+        if actor in able:  # first: to go on is choice 0, and no preemption
+            able.remove(actor)
+            able.insert(0, actor)
+        chosen = able[self._choose(len(able), is_free=able[0] is not actor)]
+        self._current = chosen
+        if chosen is not actor:
+            chosen.baton.release()
+            if actor is not None:
+                actor.baton.acquire()
+
+    def _choose(self, count: int, *, is_free: bool) -> int:
+        if count == 1:
+            return 0
+        position = len(self.choices)
+        taken = 0
+        if position < len(self._prefix):
+            taken = self._prefix[position]
+        elif self._random is not None:
+            taken = self._random.randrange(count)
+        before = 0
+        if self.choices:
+            last = self.choices[-1]
+            before = last.preemptions_before + (last.taken > 0 and not last.is_free)
+        self.choices.append(_Choice(taken, count, is_free, before))
+        return taken
+
+    def next_prefix(self, preemptions: int) -> list[int] | None:
+        """Return the schedule after this one, depth first; None if this was the last."""
+        for position in reversed(range(len(self.choices))):
+            choice = self.choices[position]
+            costs = choice.preemptions_before + (not choice.is_free)
+            if choice.taken + 1 < choice.count and costs <= preemptions:
+                return [*self.taken[:position], choice.taken + 1]
+        return None
+
+
+class ScheduledLock:
+    """A lock that is only a flag, because one thread runs at a time.
+
+    A timed acquire may run out at any moment: it can always go on, and fails if the lock
+    is not free then.
+    """
+
+    def __init__(self, schedule: Schedule, *, locked: bool = False) -> None:
+        self._schedule = schedule
+        self._locked = locked
+
+    def locked(self) -> bool:
+        """Return whether somebody holds it."""
+        return self._locked
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Do what `threading.Lock` does."""
+        if blocking and timeout == -1:
+            self._schedule.point(lambda: not self._locked)
+        else:
+            self._schedule.point()
+        if self._locked:
+            return False
+        self._locked = True
+        self._schedule.point()  # others run while this one holds it
+        return True
+
+    def release(self) -> None:
+        """Do what `threading.Lock` does."""
+        assert self._locked, "released a lock that nobody holds"
+        self._locked = False
+        self._schedule.point()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def explore(
+    case: Callable[[Schedule], Callable[[], object]], *, preemptions: int, limit: int = 20_000
+) -> int:
+    """Run all schedules of a case in which at most so many turns are taken away.
+
+    Args:
+        case: Adds threads to a schedule; what it returns looks at the outcome.
+        preemptions: How often a thread that could go on has to let another go first.
+        limit: More schedules than these fail: the case is too large for a test.
+
+    Returns:
+        The number of schedules.
+
+    Raises:
+        AssertionError: If a thread is left waiting, fails, or the outcome is wrong; says
+            with which choices that is repeated.
+
+    """
+    prefix: list[int] | None = []
+    count = 0
+    while prefix is not None:
+        schedule = Schedule(prefix)
+        _run(case, schedule)
+        count += 1
+        assert count <= limit, f"more than {limit} schedules"
+        prefix = schedule.next_prefix(preemptions)
+    return count
+
+
+def sample(case: Callable[[Schedule], Callable[[], object]], *, count: int, seed: int) -> None:
+    """Run schedules in which every turn is taken by whomever chance picks.
+
+    Args:
+        case: As of `explore`.
+        count: How many schedules.
+        seed: Of the first; each has the next number.
+
+    Raises:
+        AssertionError: As of `explore`.
+
+    """
+    for number in range(seed, seed + count):
+        _run(case, Schedule(seed=number))
+
+
+def _run(case: Callable[[Schedule], Callable[[], object]], schedule: Schedule) -> None:
+    check = case(schedule)
+    schedule.run()
+    again = f"the schedule repeated by Schedule({schedule.taken})"
+    assert not schedule.stuck, f"{schedule.stuck} wait for ever in {again}"
+    assert not schedule.errors, f"{schedule.errors!r} in {again}"
+    try:
+        check()
+    except AssertionError as error:
+        raise AssertionError(f"{error} in {again}") from error
