@@ -97,9 +97,10 @@ SUITES = {
 
 def load(suite: str, queue_class: QueueClass, config: pytest.Config) -> list[Case]:
     """All cases of a suite over a class, also those that are not run."""
-    if config.cache is None:
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if cache is None:  # -p no:cacheprovider
         raise SuiteMissingError("pytest's cache, where downloads are kept, is switched off")
-    return SUITES[suite].load(queue_class, config.cache.mkdir("peers"))
+    return SUITES[suite].load(queue_class, cache.mkdir("peers"))
 
 
 def do_without(suite: str, why: SuiteMissingError) -> NoReturn:
