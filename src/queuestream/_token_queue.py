@@ -64,7 +64,17 @@ class Ended(Exception):  # noqa: N818 - an event, not an error
 
 
 def consumer_error(error: BaseException) -> BaseException:
-    """What a consumer gets for an error of the run: the same, but for impostors of the end."""
+    """What a consumer gets for an error of the run: the same, but for impostors of the end.
+
+    Where a model raises a BaseException, LangChain's ``agenerate`` takes it for an answer,
+    and looks for its generations: the error that comes of this holds the model's own.
+    """
+    if (
+        isinstance(error, AttributeError)
+        and error.name == "generations"
+        and isinstance(error.obj, BaseException)
+    ):
+        error = error.obj
     wrapped: Exception
     if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit)):
         wrapped = RuntimeError(f"the run raised {type(error).__name__}")

@@ -72,10 +72,10 @@ class Run:
             return
         self._is_finished = True
         call = self._call
-        if isinstance(error, AttributeError) and call.feed.fatal is not None:
-            error = call.feed.fatal
         self.value = value
         self.error = None if error is None else consumer_error(error)
+        if isinstance(self.error, _Carried):  # a parent that looked at a child's outcome
+            self.error = self.error.error
         if call.tokens.closed and error is not None and not isinstance(error, RunStopped):
             logger.debug("%s: after its close the run ended with %r", call.tokens.name, error)
         call.tokens.end()

@@ -22,7 +22,6 @@ from langchain_core.callbacks.manager import ahandle_event, handle_event
 
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consumer_error
 from queuestream._wakeups import running_asyncio_loop
-from queuestream.errors import RunStopped
 from queuestream.handlers.base import StreamHandler, dual
 
 if TYPE_CHECKING:
@@ -68,15 +67,12 @@ class FeedHandler(StreamHandler):
 
     Attributes:
         tokens: The queue.
-        fatal: A BaseException that a model raised: LangChain's ``agenerate`` replaces it by
-            an AttributeError.
         others: The other handlers of the run, for `report_end`.
     """
 
     def __init__(self, tokens: TokenQueue[Any]) -> None:
         self._set_up(raise_error=True, may_wait=True)
         self.tokens = tokens
-        self.fatal: BaseException | None = None
         self.others: list[BaseCallbackHandler] = []
         # Runs that the other handlers heard start, and of whose end LangChain won't tell them
         # if they are stopped: each with what it is ("llm", "chain") and its parent.
@@ -116,8 +112,6 @@ class FeedHandler(StreamHandler):
         """LangChain calls this when a model run fails."""
         super().on_llm_error(error, run_id=run_id, **kwargs)
         self._untold.pop(run_id, None)  # type: ignore[arg-type]
-        if not isinstance(error, (Exception, RunStopped, asyncio.CancelledError)):
-            self.fatal = error
 
     def _whole_text(self, response: LLMResult, run_id: UUID | None) -> str:
         self._untold.pop(run_id, None)  # type: ignore[arg-type]

@@ -1,0 +1,421 @@
+"""Promise 3: the consumer gets the buffered items, then the end or the error."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import RunnableLambda
+
+from queuestream import _background, stream
+from queuestream.errors import RunCancelledError
+from tests.support.gates import Gate
+from tests.support.models import ScriptedChatModel, tokens
+from tests.support.streams import CASES, DEFAULT_CASES, STREAM_CASES, is_blocked, queue_of
+
+if TYPE_CHECKING:
+    from tests.support.consumers import Consumer
+    from tests.support.streams import Case
+
+
+class Fatal(BaseException):
+    """Neither an Exception nor one that Python or LangChain knows."""
+
+
+async def received_and_error(
+    consumer: Consumer, running: Any, within: type[BaseException] = BaseException
+) -> tuple[list[str], BaseException]:
+    """Iterate to the end; what came before it, and what was raised there."""
+    received: list[str] = []
+    with pytest.raises(within) as raised:
+        async for token in consumer.iterate(running):
+            received.append(token)  # noqa: PERF401 - what came before the error is kept
+    return received, raised.value
+
+
+def was_raised_in(error: BaseException, function: str) -> bool:
+    """Whether the traceback still shows where the error comes from."""
+    return any(frame.name == function for frame in traceback.extract_tb(error.__traceback__))
+
+
+# -- errors of the model ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maxsize", [1, 256])
+@pytest.mark.parametrize("position", [0, 3, 6], ids=["first", "middle", "after the last"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_models_own_error_after_the_tokens_before_it(
+    case: Case, position: int, maxsize: int
+) -> None:
+    """Hazard: the error overtakes tokens, is wrapped, or loses where it comes from."""
+    failure = ValueError("the model's own")
+    model = ScriptedChatModel(tokens=tokens(6), failure=failure, fail_at=position)
+
+    async def scenario() -> None:
+        async with case.running(model, maxsize=maxsize) as running:
+            received, error = await received_and_error(case.consumer, running)
+        assert received == tokens(position)
+        assert error is failure
+        assert was_raised_in(error, "_fail_if_due")
+        assert error.__context__ is None
+        assert error.__cause__ is None
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("case", DEFAULT_CASES)
+def test_an_error_into_a_full_queue(case: Case) -> None:
+    """Hazard: the sentinel waits for a free slot, and the consumer for the sentinel."""
+    failure = ValueError("the model's own")
+    model = ScriptedChatModel(tokens=tokens(4), failure=failure, fail_at=4)
+
+    async def scenario() -> None:
+        async with case.running(model, maxsize=4) as running:
+            await case.consumer.wait(lambda: model.record.wait_until_produced(4))
+            await case.consumer.wait(model.record.wait_until_finalized)
+            assert queue_of(running)._sync_q.full()
+            received, error = await received_and_error(case.consumer, running)
+        assert (received, error) == (tokens(4), failure)
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_end_into_a_full_queue(case: Case) -> None:
+    """Hazard: the sentinel waits for a free slot; or pushes an item out."""
+    model = ScriptedChatModel(tokens=tokens(4))
+
+    async def scenario() -> None:
+        async with case.running(model, maxsize=4) as running:
+            await case.consumer.wait(lambda: model.record.wait_until_produced(4))
+            await case.consumer.wait(model.record.wait_until_finalized)
+            assert await case.consumer.collect(running) == tokens(4)
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_end_wakes_a_consumer_that_waits(case: Case) -> None:
+    gate = Gate(2)
+    model = ScriptedChatModel(tokens=tokens(2), gate=gate, failure=ValueError(), fail_at=2)
+
+    async def scenario() -> None:
+        async with case.running(model) as running:
+            received, error = await received_and_error(case.consumer, running)
+        assert (received, error) == (tokens(2), model.failure)
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_without_any_token(case: Case) -> None:
+    target: RunnableLambda[str, str] = RunnableLambda(str.upper)
+
+    async def scenario() -> list[str]:
+        async with case.running(target) as running:
+            return await case.consumer.collect(running)
+
+    assert case.consumer.run(scenario) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_after_the_end_there_is_nothing_more(case: Case) -> None:
+    """Hazard: a second look at the end waits for ever, or raises the error again."""
+    model = ScriptedChatModel(tokens=tokens(1), failure=ValueError(), fail_at=1)
+
+    async def scenario() -> None:
+        async with case.running(model) as running:
+            await received_and_error(case.consumer, running, ValueError)
+            for _ in range(2):
+                with pytest.raises(StopAsyncIteration):
+                    await case.consumer.next(running)
+
+    case.consumer.run(scenario)
+
+
+# -- what is no ordinary error ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Fatal])
+@pytest.mark.parametrize("case", STREAM_CASES)
+def test_the_models_fatal_error_is_raised_in_the_consumer(
+    case: Case, kind: type[BaseException]
+) -> None:
+    """Hazard: KeyboardInterrupt and SystemExit tear through the loop that the run is on."""
+    failure = kind("the model's own")
+    model = ScriptedChatModel(tokens=tokens(4), failure=failure, fail_at=2)
+    chain = RunnableLambda(lambda text: text) | model | StrOutputParser()
+
+    async def scenario() -> None:
+        async with case.running(chain, maxsize=1) as running:
+            received, error = await received_and_error(case.consumer, running)
+        assert received == tokens(2)
+        assert error is failure
+        assert was_raised_in(error, "_fail_if_due")
+
+    case.consumer.run(scenario)  # and the loop has survived up to its own end
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Fatal])
+@pytest.mark.parametrize("case", STREAM_CASES)
+def test_the_targets_fatal_error_is_raised_in_the_consumer(
+    case: Case, kind: type[BaseException]
+) -> None:
+    failure = kind("the target's own")
+
+    def work(text: str) -> str:
+        raise failure
+
+    async def awork(text: str) -> str:
+        raise failure
+
+    async def scenario() -> None:
+        async with case.running(RunnableLambda(work, awork), maxsize=1) as running:
+            received, error = await received_and_error(case.consumer, running)
+        assert (received, error) == ([], failure)
+        assert was_raised_in(error, "work") or was_raised_in(error, "awork")
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Fatal])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.values[0].producer == "handler-invoke"]
+)
+def test_a_handler_tells_of_a_fatal_error(case: Case, kind: type[BaseException]) -> None:
+    failure = kind("the model's own")
+    model = ScriptedChatModel(tokens=tokens(4), failure=failure, fail_at=2)
+
+    async def scenario() -> None:
+        async with case.running(model, maxsize=1) as running:
+            received, error = await received_and_error(case.consumer, running)
+        assert (received, error) == (tokens(2), failure)
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration, GeneratorExit])
+@pytest.mark.parametrize("case", STREAM_CASES)
+def test_an_impostor_of_the_end_is_told_from_the_end(case: Case, kind: type[BaseException]) -> None:
+    """Hazard: ``raise StopIteration`` in ``__next__`` looks like a run that went well."""
+    failure = kind("the target's own")
+
+    def work(text: str, callbacks: object) -> str:
+        raise failure
+
+    async def awork(text: str, callbacks: object) -> str:
+        raise failure
+
+    async def scenario() -> None:
+        async with case.running(cast("Any", work if case.is_sync else awork)) as running:
+            received, error = await received_and_error(case.consumer, running, RuntimeError)
+            assert received == []
+            assert error.__cause__ is failure
+            with pytest.raises(RuntimeError) as again:
+                _ = running.result
+            assert again.value is error
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration, GeneratorExit])
+@pytest.mark.parametrize("case", STREAM_CASES)
+def test_an_impostor_of_the_end_out_of_a_runnable(case: Case, kind: type[BaseException]) -> None:
+    """What Python makes of one on its way through a coroutine is a RuntimeError, too."""
+
+    def work(text: str) -> str:
+        raise kind
+
+    async def awork(text: str) -> str:
+        raise kind
+
+    async def scenario() -> None:
+        async with case.running(RunnableLambda(work, awork)) as running:
+            await received_and_error(case.consumer, running, RuntimeError)
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_cancellation_by_somebody_else(case: Case) -> None:
+    """Hazard: a CancelledError in the consumer's task means that the consumer is cancelled."""
+    failure = asyncio.CancelledError("by a library of the model's")
+    model = ScriptedChatModel(tokens=tokens(4), failure=failure, fail_at=2)
+    chain = model | StrOutputParser()
+
+    async def scenario() -> None:
+        async with case.running(chain) as running:
+            received, error = await received_and_error(case.consumer, running, RunCancelledError)
+        assert received == tokens(2)
+        assert isinstance(error.__cause__, asyncio.CancelledError)
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in STREAM_CASES if case.values[0].producer == "task"]
+)
+def test_the_runs_task_is_cancelled_by_somebody_else(case: Case) -> None:
+    """Hazard: a task's cancellation is for its owner alone; nobody tells the consumer."""
+    gate = Gate(2)
+    model = ScriptedChatModel(tokens=tokens(4), gate=gate)
+
+    async def scenario() -> None:
+        async with case.running(model) as running:
+            assert await case.consumer.take(running, 2) == tokens(2)
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel("by the program's end, say")
+            received, error = await received_and_error(case.consumer, running, RunCancelledError)
+        assert received == []
+        assert isinstance(error.__cause__, asyncio.CancelledError)
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in STREAM_CASES if case.values[0].producer == "task"]
+)
+def test_the_runs_task_is_cancelled_before_its_first_step(case: Case) -> None:
+    """Hazard: such a task never runs, so that nothing in it can report the end."""
+    model = ScriptedChatModel(tokens=tokens(4))
+
+    async def scenario() -> None:
+        async with case.running(model, maxsize=1) as running:
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await received_and_error(case.consumer, running, RunCancelledError)
+
+    case.consumer.run(scenario)
+
+
+# -- the producer's ground gives way --------------------------------------------------------------
+
+
+def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard: the run never starts, and the consumer waits for it."""
+
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    model = ScriptedChatModel(tokens=tokens(4))
+    answer = stream(model, "?")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            next(answer)
+    with pytest.raises(RuntimeError):
+        next(answer)
+
+
+def _stop_the_loop() -> None:
+    current = _background._current
+    assert current is not None
+    current.loop.call_soon_threadsafe(current.loop.stop)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in DEFAULT_CASES if case.values[0].producer == "background"]
+)
+def test_the_shared_loop_dies(case: Case) -> None:
+    """Hazard: the runs on it are forgotten; and every stream from then on is lost."""
+    model = ScriptedChatModel(tokens=tokens(4), gate=Gate(2))
+
+    async def scenario() -> None:
+        async with case.running(model) as running:
+            assert await case.consumer.take(running, 2) == tokens(2)
+            _stop_the_loop()
+            received, error = await received_and_error(case.consumer, running, RunCancelledError)
+            assert received == []
+            assert isinstance(error.__cause__, asyncio.CancelledError)
+        async with case.running(ScriptedChatModel(tokens=tokens(3))) as running:
+            assert await case.consumer.collect(running) == tokens(3)
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in DEFAULT_CASES if case.values[0].producer == "background"]
+)
+def test_the_shared_loop_dies_while_the_run_waits_for_its_consumer(case: Case) -> None:
+    """Hazard: the tokens that were made before are lost with the loop."""
+    model = ScriptedChatModel(tokens=tokens(9))
+
+    async def scenario() -> None:
+        async with case.running(model, maxsize=2) as running:
+            await case.consumer.eventually(lambda: is_blocked(running))
+            _stop_the_loop()
+            await case.consumer.wait(model.record.wait_until_finalized)
+            received, _ = await received_and_error(case.consumer, running, RunCancelledError)
+            assert received == tokens(2)
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("case", STREAM_CASES)
+def test_an_error_before_langchain_is_reached(case: Case) -> None:
+    """Hazard: no callback ever hears of it."""
+    model = ScriptedChatModel(tokens=tokens(4))
+
+    async def scenario() -> None:
+        async with case.running(model, object()) as running:
+            _, error = await received_and_error(case.consumer, running, ValueError)
+        assert "Invalid input type" in str(error)
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("case", STREAM_CASES)
+def test_result_raises_the_error_again(case: Case) -> None:
+    failure = ValueError("the model's own")
+    model = ScriptedChatModel(tokens=tokens(4), failure=failure, fail_at=2)
+
+    async def scenario() -> None:
+        async with case.running(model) as running:
+            await received_and_error(case.consumer, running, ValueError)
+        with pytest.raises(ValueError, match="the model's own") as raised:
+            _ = running.result
+        assert raised.value is failure
+        assert running.text == "".join(tokens(2))
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("case", STREAM_CASES)
+def test_an_errors_own_cause_and_context_stay(case: Case) -> None:
+    """Hazard: raised again within an ``except`` of ours, it gets ours as its context."""
+    reason = KeyError("the reason")
+
+    def work(text: str) -> str:
+        try:
+            raise reason
+        except KeyError:
+            raise ValueError("the target's own")  # noqa: B904 - the context is the point
+
+    async def awork(text: str) -> str:
+        return work(text)
+
+    async def scenario() -> None:
+        async with case.running(RunnableLambda(work, awork)) as running:
+            _, error = await received_and_error(case.consumer, running, ValueError)
+        assert error.__context__ is reason
+        assert reason.__context__ is None
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("case", DEFAULT_CASES)
+def test_a_retry_after_half_an_answer(case: Case) -> None:
+    """Hazard: an attempt's error is taken for the run's end (fact 8)."""
+    model = ScriptedChatModel(tokens=tokens(4), failure=ValueError(), fail_at=2, fail_calls=1)
+    target = model.with_retry(stop_after_attempt=2, wait_exponential_jitter=False)
+
+    async def scenario() -> list[str]:
+        async with case.running(target) as running:
+            return await case.consumer.collect(running)
+
+    assert case.consumer.run(scenario) == tokens(2) + tokens(4)
