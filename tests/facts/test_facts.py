@@ -451,9 +451,12 @@ def test_fact_09_a_handler_of_the_models_constructor_serves_every_call() -> None
     assert sorted(handler.tokens) == ["", "", "a", "a"]
 
 
-@pytest.mark.parametrize("in_graph", [False, True], ids=["RunnableLambda", "LangGraph"])
-def test_fact_10_ainvoke_inside_async_code_passes_callbacks_on(in_graph: bool) -> None:
-    """On Python 3.10 LangGraph does not, nor did langchain-core: config must be handed on there."""
+@pytest.mark.parametrize("kind", ["RunnableLambda", "LangGraph", "LangGraph, sync node"])
+def test_fact_10_code_inside_ainvoke_passes_callbacks_on(kind: str) -> None:
+    """On Python 3.10 LangGraph does not, nor did langchain-core: config must be handed on there.
+
+    In LangGraph not even to a plain node, which it runs in a thread.
+    """
     model = ScriptedChatModel(tokens=["a"])
 
     async def forgets(_: Any) -> dict[str, Any]:
@@ -464,15 +467,26 @@ def test_fact_10_ainvoke_inside_async_code_passes_callbacks_on(in_graph: bool) -
         await model.ainvoke("?", config)
         return {}
 
+    def plain_forgets(_: Any) -> dict[str, Any]:
+        model.invoke("?")
+        return {}
+
+    def plain_hands_on(_: Any, config: RunnableConfig) -> dict[str, Any]:
+        model.invoke("?", config)
+        return {}
+
+    nodes: list[Any] = [forgets, hands_on]
+    if "sync" in kind:
+        nodes = [plain_forgets, plain_hands_on]
     heard = []
-    for node in (forgets, hands_on):
+    for node in nodes:
         handler = Tap()
-        chain: Any = _graph_of(node) if in_graph else RunnableLambda(node)
+        chain: Any = RunnableLambda(node) if kind == "RunnableLambda" else _graph_of(node)
         asyncio.run(chain.ainvoke({"x": 1}, {"callbacks": [handler]}))
         heard.append(handler.tokens)
     if sys.version_info >= (3, 11):
         assert heard[0] == ["a", ""]
-    elif in_graph:
+    elif kind != "RunnableLambda":
         assert heard[0] == []
     assert heard[1] == ["a", ""]
 

@@ -51,14 +51,14 @@ class Target:
 
 
 def _graph_with_sync_node(model: BaseChatModel, _: BaseChatModel) -> Runnable[Any, Any]:
-    def node(state: State) -> State:
-        return {"topic": str(model.invoke(state["topic"]).content)}
+    def node(state: State, config: RunnableConfig) -> State:  # config: fact 10
+        return {"topic": str(model.invoke(state["topic"], config).content)}
 
     return _graph(node)
 
 
 def _graph_with_async_node(model: BaseChatModel, _: BaseChatModel) -> Runnable[Any, Any]:
-    async def node(state: State, config: RunnableConfig) -> State:  # config: fact 10
+    async def node(state: State, config: RunnableConfig) -> State:
         return {"topic": str((await model.ainvoke(state["topic"], config)).content)}
 
     return _graph(node)

@@ -1,0 +1,1 @@
+"""Promise 4: stop stops."""
