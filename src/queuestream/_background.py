@@ -75,15 +75,19 @@ class _Loop:
     def __init__(self) -> None:
         self.lost: dict[object, Callable[[BaseException], None]] | None = {}
         self.lock = threading.Lock()
-        ready: Future[asyncio.AbstractEventLoop] = Future()
-        start_daemon("background loop", lambda: self._live(ready))
-        self.loop = ready.result()
+        # Made here and not in the thread: whoever asks first need not wait for the thread,
+        # and is told why where there can be no loop.
+        self.loop = asyncio.new_event_loop()
+        try:
+            self.loop.set_default_executor(_Executor())
+            start_daemon("background loop", self._live)
+        except BaseException:
+            self.loop.close()
+            raise
 
-    def _live(self, ready: Future[asyncio.AbstractEventLoop]) -> None:
+    def _live(self) -> None:
         error: BaseException | None = None
-        loop = asyncio.new_event_loop()
-        loop.set_default_executor(_Executor())
-        loop.call_soon(ready.set_result, loop)
+        loop = self.loop
         try:
             loop.run_forever()
         except BaseException as why:  # whatever tore through the loop is told to all
@@ -125,7 +129,11 @@ _current_lock = threading.Lock()
 def on_background_loop(start: Callable[[], object], lost: Callable[[BaseException], None]) -> None:
     """Call ``start`` on the shared loop; or ``lost``, if the loop dies before that.
 
-    **Thread safety**: any thread; waits for nothing but the start of the loop.
+    **Thread safety**: any thread; never waits.
+
+    Raises:
+        OSError: If there can be no loop: too many open files, say.
+        RuntimeError: If there can be no more threads.
     """
     global _current  # noqa: PLW0603 - one loop a process
     while True:

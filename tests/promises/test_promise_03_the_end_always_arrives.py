@@ -419,3 +419,18 @@ def test_a_retry_after_half_an_answer(case: Case) -> None:
             return await case.consumer.collect(running)
 
     assert case.consumer.run(scenario) == tokens(2) + tokens(4)
+
+
+def test_there_can_be_no_background_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard: the loop's thread dies at once, and the consumer waits for it (too many files)."""
+
+    def new_event_loop() -> asyncio.AbstractEventLoop:
+        raise OSError("too many open files")
+
+    model = ScriptedChatModel(tokens=tokens(4))
+    with monkeypatch.context() as patched:
+        patched.setattr(_background, "_current", None)
+        patched.setattr(asyncio, "new_event_loop", new_event_loop)
+        with pytest.raises(OSError, match="too many open files"):
+            next(stream(model, "?", run_in="background"))
+    assert list(stream(model, "?", run_in="background")) == tokens(4)
