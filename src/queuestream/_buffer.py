@@ -279,6 +279,7 @@ class Buffer(Generic[T]):
         **Cancellation**: nothing was attempted; a wake-up passes to the next in line.
         """
         waiter = async_waiter()
+        waiter.on_lost = self._leave
         try:
             while (done := attempt(waiter)) is BLOCKED:
                 await waiter.wait()
@@ -297,7 +298,10 @@ class Buffer(Generic[T]):
             self._leave(waiter)
 
     def _replace(self, waiter: Waiter, _: list[object]) -> list[Waiter]:
-        line: _Line = waiter.place
+        line: _Line | None = waiter.place
+        waiter.place = None  # a wake-up passes on once
+        if line is None:
+            return []
         if waiter.lined_up:
             line.leave(waiter)
             return []
@@ -351,17 +355,20 @@ class Buffer(Generic[T]):
         """
         while self._requests and self._lock.acquire(blocking=False):
             try:
-                woken, _dropped = self._carry_out()  # dropped with this frame
+                woken, dropped = self._carry_out()
             finally:
                 self._lock.release()
             self._wake_from_anywhere(woken)
+            del dropped  # not by the next turn, which holds the lock
 
     def _carry_out(self) -> tuple[list[Waiter], list[object]]:
         """Do all requests, under the lock.  Whom to wake, and what to drop, after it."""
         woken: list[Waiter] = []
         dropped: list[object] = []
         while self._requests:
-            woken += self._requests.popleft()(dropped)
+            request = self._requests.popleft()
+            dropped.append(request)  # with the item that it may have refused
+            woken += request(dropped)
         return woken, dropped
 
     def _wake_from_anywhere(self, woken: list[Waiter]) -> None:
@@ -381,15 +388,20 @@ class Buffer(Generic[T]):
 
     def task_done(self) -> None:
         """Declare an item done; too many raise a ValueError."""
+        late: tuple[list[Waiter], list[object]] | None = None
         woken: Iterable[Waiter] = ()
         try:
             with self._lock:
+                if self._requests:  # what a shutdown drops is done
+                    late = self._carry_out()
                 if self.unfinished <= 0:
                     raise ValueError("task_done() called too many times")
                 self.unfinished -= 1
                 if not self.unfinished:
                     woken = self._joiners.call(len(self._joiners))
         finally:
+            if late is not None:
+                self._wake_from_anywhere(late[0])
             if self._requests:
                 self._settle()
         for waiter in woken:

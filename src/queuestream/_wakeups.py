@@ -18,7 +18,9 @@ trio       an ``anyio.Event``         the doorbell
 A *doorbell* joins the wake-ups for one loop: whoever finds it silent rings it, with one
 ``call_soon_threadsafe`` (a system call), and all that is wanted until the loop answers
 is done in that one answer.  It has no lock, because a finalizer or a signal handler may
-ring it in the middle of another ring on the same thread.
+ring it in the middle of another ring on the same thread.  A loop that is closed before it
+answers drops the answer, and those who were to be woken are *lost*: whoever lined them up
+hears of it, and gives the news to the next in line.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ __all__ = [
     "Waiter",
     "async_waiter",
     "current_loop",
+    "end_turn",
     "must_yield",
     "running_asyncio_loop",
 ]
@@ -113,9 +116,24 @@ class ThreadWaiter(Waiter):
 
 
 class AsyncWaiter(Waiter):
-    """A task asleep on its loop."""
+    """A task asleep on its loop.
 
-    __slots__ = ()
+    Attributes:
+        on_lost: Called with the waiter if its loop was closed after `wake` promised that
+            the wake-up can arrive.  Any thread, also in a finalizer; must not wait.
+    """
+
+    __slots__ = ("on_lost",)
+
+    on_lost: Callable[[Waiter], object] | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_lost = None
+
+    def open(self) -> None:
+        """Let `wait` return.  On the waiter's own loop."""
+        raise NotImplementedError  # pragma: no cover - abstract
 
     async def wait(self) -> None:
         """Sleep until woken.
@@ -140,39 +158,85 @@ class _Doorbell:
 
     def __init__(self, loop: Any) -> None:
         self._loop = weakref.ref(loop)  # the bell of a thread outlives the loop
-        self._wishes: deque[Callable[[], object]] = deque()
+        self._wishes: deque[AsyncWaiter] = deque()
         self._rung = False
 
     def belongs_to(self, loop: object) -> bool:
         return self._loop() is loop
 
-    def ring(self, wish: Callable[[], object]) -> bool:
+    def ring(self, waiter: AsyncWaiter) -> bool:
+        """Have a waiter opened on its loop; false if that is gone."""
         loop = self._loop()
         if loop is None:
             return False
-        self._wishes.append(wish)
+        self._wishes.append(waiter)
+        if self._rung:
+            return True
+        self._rung = True
+        answer = _Answer(self)
         try:
-            if isinstance(loop, asyncio.AbstractEventLoop):
-                # An answer that was promised will not come from a closed loop, and such
-                # a loop may be closed with tasks that still wait; trio's never end so.
-                if not self._rung:
-                    self._rung = True
-                    loop.call_soon_threadsafe(self._answer)
-                elif loop.is_closed():
-                    self._wishes.clear()
-                    return False
-            elif not self._rung:
-                self._rung = True
-                loop.run_sync_soon(self._answer)
-        except RuntimeError:  # closed, or closed while we asked
-            self._wishes.clear()
-            return False
+            try:
+                has_heard = self._call(loop, answer)
+            except RuntimeError:  # closed
+                has_heard = False
+            if has_heard:
+                return True
+            self._wishes.remove(waiter)
+        except ValueError:  # another thread took it, and calls it lost
+            return True
+        except BaseException:
+            # Interrupted, perhaps before the loop heard it; then nobody would ring again.
+            # A second answer finds nothing.
+            self._call(loop, answer)
+            raise
+        answer.lose()
+        return False
+
+    @staticmethod
+    def _call(loop: Any, answer: _Answer) -> bool:
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            loop.call_soon_threadsafe(answer)
+            return not loop.is_closed()  # else, closed while we called, it may keep the answer
+        loop.run_sync_soon(answer)
         return True
 
-    def _answer(self) -> None:
+    def answer(self) -> None:
         self._rung = False
         while self._wishes:
-            self._wishes.popleft()()
+            self._wishes.popleft().open()
+
+    def lose(self) -> None:
+        """There will be no answer."""
+        self._rung = False
+        while True:
+            try:
+                waiter = self._wishes.popleft()
+            except IndexError:
+                return
+            if waiter.on_lost is not None:
+                waiter.on_lost(waiter)
+
+
+class _Answer:
+    """What a loop holds of a bell that was rung: called by it once, or dropped uncalled."""
+
+    __slots__ = ("_bell",)
+
+    def __init__(self, bell: _Doorbell) -> None:
+        self._bell: _Doorbell | None = bell
+
+    def __call__(self) -> None:
+        bell, self._bell = self._bell, None
+        if bell is not None:
+            bell.answer()
+
+    def lose(self) -> None:
+        bell, self._bell = self._bell, None
+        if bell is not None:
+            bell.lose()
+
+    def __del__(self) -> None:
+        self.lose()
 
 
 class _Here(threading.local):
@@ -217,16 +281,16 @@ class _AsyncioWaiter(AsyncWaiter):
 
     def wake(self) -> bool:
         if running_asyncio_loop() is self._loop:
-            self._open()
+            self.open()
             return True
-        return self._bell.ring(self._open)
+        return self._bell.ring(self)
 
     def wake_from_anywhere(self) -> bool:
         # A signal handler may have interrupted this very loop in its select(), and a
         # result that is set there does not end the select().
-        return self._bell.ring(self._open)
+        return self._bell.ring(self)
 
-    def _open(self) -> None:
+    def open(self) -> None:
         if not self._future.done():
             self._future.set_result(None)
 
@@ -246,7 +310,10 @@ class _TrioWaiter(AsyncWaiter):
         self._event = anyio.Event()
 
     def wake(self) -> bool:
-        return self._bell.ring(self._event.set)
+        return self._bell.ring(self)
+
+    def open(self) -> None:
+        self._event.set()
 
     async def wait(self) -> None:
         await self._event.wait()
@@ -273,12 +340,19 @@ def async_waiter() -> AsyncWaiter:
 
 
 def must_yield() -> bool:
-    """Count one async operation that does not wait; whether this thread's turn is over."""
+    """Count one async operation that does not wait; whether this thread's turn is over.
+
+    Whoever must yield does so with `end_turn`.  Until that is done so must everybody else,
+    or the next task would overtake the one that yields.
+    """
     _here.left -= 1
-    if _here.left > 0:
-        return False
+    return _here.left <= 0
+
+
+async def end_turn() -> None:
+    """Let the loop's other tasks run."""
+    await anyio.lowlevel.checkpoint()
     _here.left = _TURN
-    return True
 
 
 class Latch:

@@ -21,7 +21,7 @@ from janus import (
 )
 
 from queuestream._buffer import BLOCKED, Buffer
-from queuestream._wakeups import must_yield
+from queuestream._wakeups import end_turn, must_yield
 
 __all__ = ["AsyncFace", "MixedQueue", "SyncFace"]
 
@@ -152,15 +152,16 @@ class _Face(Generic[T]):
 
     def qsize(self) -> int:
         """The number of items that wait, at the moment of the call."""
-        return len(self.buffer.items)
+        # What an immediate shutdown drops may be there a moment longer, see `Buffer.shutdown`.
+        return 0 if self.buffer.is_closed else len(self.buffer.items)
 
     def empty(self) -> bool:
         """Whether nothing waits, at the moment of the call."""
-        return not self.buffer.items
+        return not self.qsize()
 
     def full(self) -> bool:
         """Whether ``put`` would wait, at the moment of the call."""
-        return 0 < self.buffer.maxsize <= len(self.buffer.items)
+        return 0 < self.buffer.maxsize <= self.qsize()
 
     def task_done(self) -> None:
         """Declare an item done that ``get`` returned.
@@ -259,7 +260,7 @@ class AsyncFace(_Face[T], janus.AsyncQueue[T]):
         calls of a thread is a checkpoint.
         """
         if must_yield():
-            await anyio.lowlevel.checkpoint()
+            await end_turn()
         buffer = self.buffer
         if buffer.try_put(item, None, AsyncQueueShutDown) is BLOCKED:
             attempt = partial(buffer.try_put, item, shut_down=AsyncQueueShutDown)
@@ -275,7 +276,7 @@ class AsyncFace(_Face[T], janus.AsyncQueue[T]):
         thread is a checkpoint.
         """
         if must_yield():
-            await anyio.lowlevel.checkpoint()
+            await end_turn()
         buffer = self.buffer
         item = buffer.try_get(None, AsyncQueueShutDown)
         if item is BLOCKED:
