@@ -34,6 +34,7 @@ from queuestream.errors import RunCancelledError, RunStopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import CodeType
 
     from queuestream._calls import Call
 
@@ -252,9 +253,9 @@ class _Contained(Coroutine[Any, Any, Any]):
     def _step(self, advance: Callable[..., Any], *args: Any) -> Any:
         loop = self._loop
         outer = loop.get_task_factory()
-        if isinstance(outer, _ContainedTasks):
-            outer = outer.outer  # an eager child's first step, within its parent's
-        loop.set_task_factory(_ContainedTasks(outer))
+        is_ours = _is_containing(outer)  # in an eager child's first step, within its parent's
+        if not is_ours:
+            loop.set_task_factory(_containing(outer))
         try:
             return advance(*args)
         except (KeyboardInterrupt, SystemExit) as error:
@@ -262,21 +263,65 @@ class _Contained(Coroutine[Any, Any, Any]):
                 raise _Carried(error) from error
             raise
         finally:
-            loop.set_task_factory(outer)
+            if not is_ours:
+                loop.set_task_factory(outer)
 
 
 class _ContainedTasks:
     """A task factory, for one step of a contained coroutine."""
 
-    __slots__ = ("outer",)
+    __slots__ = ("_outer",)
 
     def __init__(self, outer: Any) -> None:
-        self.outer = outer
+        self._outer = outer
 
     def __call__(
         self, loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any
     ) -> asyncio.Future[Any]:
         contained = _Contained(coroutine, loop, is_child=True)
-        if self.outer is not None:
-            return self.outer(loop, contained, **kwargs)  # type: ignore[no-any-return]
+        if self._outer is not None:
+            return self._outer(loop, contained, **kwargs)  # type: ignore[no-any-return]
         return asyncio.Task(contained, loop=loop, **kwargs)
+
+
+class _EagerTasks:
+    """What stands for the task class in a factory of eager tasks, for the length of a step."""
+
+    __slots__ = ("_outer",)
+
+    def __init__(self, outer: Any) -> None:
+        self._outer = outer
+
+    def __call__(
+        self, coroutine: Any, *, loop: asyncio.AbstractEventLoop, **kwargs: Any
+    ) -> asyncio.Task[Any]:
+        contained = _Contained(coroutine, loop, is_child=True)
+        return self._outer(contained, loop=loop, **kwargs)  # type: ignore[no-any-return]
+
+
+# eager_task_factory came with Python 3.12.
+_eager_code: CodeType | None = getattr(
+    getattr(asyncio, "eager_task_factory", None), "__code__", None
+)
+
+
+def _containing(outer: Any) -> Any:
+    """A task factory that contains what ``outer`` makes.
+
+    For a factory of eager tasks it is one, too: anyio knows these by their code, and must
+    get past them to the task class in their closure.
+    """
+    if sys.version_info >= (3, 12) and getattr(outer, "__code__", None) is _eager_code:
+        tasks: Any = _EagerTasks(outer.__closure__[0].cell_contents)
+        return asyncio.create_eager_task_factory(tasks)
+    return _ContainedTasks(outer)
+
+
+def _is_containing(factory: Any) -> bool:
+    if isinstance(factory, _ContainedTasks):
+        return True
+    return (
+        _eager_code is not None
+        and getattr(factory, "__code__", None) is _eager_code
+        and isinstance(factory.__closure__[0].cell_contents, _EagerTasks)
+    )

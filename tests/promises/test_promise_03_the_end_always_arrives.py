@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableLambda, RunnableParallel
 
 from queuestream import _background, stream
 from queuestream.errors import RunCancelledError
@@ -178,6 +178,32 @@ def test_the_targets_fatal_error_is_raised_in_the_consumer(
             received, error = await received_and_error(case.consumer, running)
         assert (received, error) == ([], failure)
         assert was_raised_in(error, "work") or was_raised_in(error, "awork")
+
+    case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("case", STREAM_CASES)
+def test_the_fatal_error_of_a_later_branch(case: Case, kind: type[BaseException]) -> None:
+    """Hazard: only the first task that a step of the run makes is kept from the loop."""
+    failure = kind("the branch's own")
+
+    async def work(text: str) -> str:
+        return text
+
+    async def fail(text: str) -> str:
+        await asyncio.sleep(0)
+        raise failure
+
+    branches = {name: RunnableLambda(str, fail if name == "c" else work) for name in "abcd"}
+    if case.is_sync:
+        failing = ScriptedChatModel(tokens=[], failure=failure, fail_at=0)
+        branches["c"] = cast("Any", failing)
+
+    async def scenario() -> None:
+        async with case.running(RunnableParallel(dict(branches))) as running:
+            received, error = await received_and_error(case.consumer, running)
+        assert (received, error) == ([], failure)
 
     case.consumer.run(scenario)
 
