@@ -739,17 +739,19 @@ def test_fact_20_cancelling_a_portals_future_cancels_each_await_of_the_clean_up(
 def test_fact_20_a_system_exit_kills_the_portal() -> None:
     """And with it every other task on it."""
     script = (
-        "import anyio.from_thread\n"
+        "import threading, anyio.from_thread\n"
         "async def leave(): raise SystemExit(3)\n"
         "async def other(): return 'alive'\n"
         "with anyio.from_thread.start_blocking_portal() as portal:\n"
         "    try: portal.call(leave)\n"
         "    except BaseException as e: print(type(e).__name__)\n"
+        "    for thread in threading.enumerate():\n"
+        "        if thread is not threading.main_thread(): thread.join(10)\n"
         "    try: print(portal.call(other))\n"
         "    except BaseException as e: print('dead', type(e).__name__)\n"
     )
     output = _output_of(script)
-    assert "alive" not in output
+    assert output.split() == ["SystemExit", "dead", "RuntimeError"]
 
 
 def test_fact_21_threading_atexit_runs_before_pools_are_joined_and_atexit_after() -> None:

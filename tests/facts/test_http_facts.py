@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import anyio.from_thread
@@ -39,7 +40,9 @@ def test_fact_22_two_models_of_one_base_url_share_the_async_http_client(
 def test_fact_22_a_kept_connection_belongs_to_the_loop_that_opened_it(
     server: ReplayServer,
 ) -> None:
-    """A run on a second loop fails on it."""
+    """A run on a second loop fails on it, or, with openai before 3, gets away with it by luck."""
+    if int(version("openai").split(".")[0]) < 3:
+        pytest.skip("with this openai a second loop may get away with it")
     answer = chat_completion(["a"])
     scenario = server.scenario(answer, answer, keep_alive=True)
     model = client(scenario)

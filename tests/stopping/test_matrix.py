@@ -76,7 +76,7 @@ def test_a_silent_run_stops(target: Target, run_in: RunIn, consumer: Consumer, s
         await run.has_ended(consumer)
 
     consumer.run(scenario)
-    assert run.model.record.produced == TAKEN + target.is_sync(run_in)
+    assert run.model.record.produced <= TAKEN + target.is_sync(run_in)
 
 
 @pytest.mark.parametrize("target, run_in, consumer, stop", ALL_TARGETS)

@@ -25,8 +25,8 @@ class RunLog(BaseCallbackHandler):
         self._changed = threading.Condition()
         self.started: dict[UUID, UUID | None] = {}
         """Each run that started, with its parent."""
-        self.ended: dict[UUID, BaseException | None] = {}
-        """Each run that ended, with its error."""
+        self.ended: dict[UUID, str | None] = {}
+        """Each run that ended, with its error's `repr`: the error itself would hold the run."""
         self.tokens = 0
 
     @property
@@ -57,8 +57,7 @@ class RunLog(BaseCallbackHandler):
 
     def _note_error(self, error: BaseException, *_: Any, run_id: UUID, **__: Any) -> None:
         with self._changed:
-            # The traceback would keep alive the frames whose end the tests wait for.
-            self.ended[run_id] = error.with_traceback(None)
+            self.ended[run_id] = repr(error)
             self._changed.notify_all()
 
     def on_llm_new_token(self, *_: Any, **__: Any) -> None:
