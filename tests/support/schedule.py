@@ -249,7 +249,8 @@ class ScheduledLock:
 
     def release(self) -> None:
         """Do what `threading.Lock` does."""
-        assert self._locked, "released a lock that nobody holds"
+        if not self._locked:
+            raise RuntimeError("release unlocked lock")
         self._locked = False
         self._schedule.point()
 
