@@ -377,11 +377,19 @@ class Latch:
     async def wait(self) -> None:
         """Wait until it is set.
 
-        **Cancellation**: leaves nothing behind that matters.
+        **Cancellation**: leaves nothing behind.
         """
+        if self._set:
+            return
         waiter = async_waiter()
         waiter.arm()
         # First in sight, then the look: `set` does it the other way round.
         self._waiters.append(waiter)
-        if not self._set:
-            await waiter.wait()
+        try:
+            if not self._set:
+                await waiter.wait()
+        finally:
+            try:
+                self._waiters.remove(waiter)
+            except ValueError:  # whoever set it took it
+                pass
