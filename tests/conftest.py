@@ -1,4 +1,4 @@
-"""Fixtures for every test: the event loops, and a look at what a test leaves behind."""
+"""Fixtures for every test: the event loops, the provider on loopback, and gates left shut."""
 
 from __future__ import annotations
 
