@@ -12,8 +12,9 @@ queue that lives on both sides of that border::
 The layers, each importing only from those before it: `errors`; ``_wakeups`` (wakes a
 waiter); ``_buffer`` (guards the items); `mixed_queue` (its two faces); ``_token_queue`` (a
 run and its consumer at the two ends of a queue); `events` (text out of LangChain's
-reports); ``_background`` (the shared loop); `handlers` (LangChain's callbacks); ``_calls`` (a
-target with its arguments); `producers` (where a run happens); `token_stream` (all joined).
+reports); ``_background`` (the shared loop); ``_containment`` (what a run makes on a loop);
+`handlers` (LangChain's callbacks); ``_calls`` (a target with its arguments); `producers`
+(where a run happens); `token_stream` (all joined).
 """
 
 from __future__ import annotations

@@ -17,12 +17,10 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from queuestream.errors import RunCancelledError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["on_background_loop", "run_in_background", "start_daemon"]
+__all__ = ["is_background_loop", "on_background_loop", "run_in_background", "start_daemon"]
 
 R = TypeVar("R")
 
@@ -55,10 +53,10 @@ class _Executor(ThreadPoolExecutor):
         """Nothing: no thread waits for work, and none is waited for."""
 
 
-def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+def _cancel_all(loop: asyncio.AbstractEventLoop, why: BaseException) -> None:
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
-        task.cancel()
+        task.cancel(why)
     if tasks:
         loop.run_until_complete(asyncio.wait(tasks))
     loop.run_until_complete(loop.shutdown_asyncgens())
@@ -86,20 +84,20 @@ class _Loop:
             raise
 
     def _live(self) -> None:
-        error: BaseException | None = None
         loop = self.loop
+        error: BaseException
         try:
             loop.run_forever()
         except BaseException as why:  # whatever tore through the loop is told to all
             error = why
+        else:
+            error = RuntimeError("somebody stopped the background loop that all streams share")
         with self.lock:
             lost, self.lost = self.lost or {}, None
         for tell in lost.values():
-            told = RunCancelledError("the shared background loop ended before the run began")
-            told.__cause__ = error
-            tell(told)
+            tell(asyncio.CancelledError(error))
         try:
-            _cancel_all(loop)  # each run that had begun tells its own consumer
+            _cancel_all(loop, error)  # each run that had begun tells its own consumer
         finally:
             loop.close()
 
@@ -146,6 +144,12 @@ def on_background_loop(start: Callable[[], object], lost: Callable[[BaseExceptio
         with _current_lock:
             if _current is current:
                 _current = None
+
+
+def is_background_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a loop is the shared one."""
+    current = _current
+    return current is not None and current.loop is loop
 
 
 def run_in_background(coroutine: Coroutine[Any, Any, R]) -> R:

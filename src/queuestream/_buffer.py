@@ -25,6 +25,7 @@ No user code runs and nobody is woken under the lock; items are dropped outside 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from queuestream._wakeups import Waiter
 
-__all__ = ["BLOCKED", "Blocked", "Buffer", "checked_maxsize"]
+__all__ = ["BLOCKED", "Blocked", "Buffer", "checked_maxsize", "members"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -79,13 +80,23 @@ def checked_maxsize(maxsize: object) -> int:
     return maxsize
 
 
+def members(of: weakref.WeakSet[T]) -> list[T]:
+    """What is in a weak set now.  Another thread, or the collector, may change it meanwhile."""
+    while True:
+        with contextlib.suppress(RuntimeError):
+            return list(of)
+
+
 class _Line:
     """Waiters in the order of their arrival.  All methods want the queue's lock."""
 
-    __slots__ = ("_waiters",)
+    __slots__ = ("_called", "_waiters")
 
     def __init__(self) -> None:
         self._waiters: deque[Waiter] = deque()
+        # Taken out and not seen since.  Whoever was to wake them may have been interrupted by
+        # Ctrl-C, so the shutdown wakes them once more.
+        self._called: dict[Waiter, None] = {}
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -93,6 +104,7 @@ class _Line:
     def line_up(self, waiter: Waiter) -> None:
         """Add a waiter: at the end, or where it stood before it was woken in vain."""
         waiter.arm()
+        self._called.pop(waiter, None)
         waiter.lined_up = True
         waiter.place = self
         if not waiter.ticket:
@@ -111,12 +123,26 @@ class _Line:
         called = [self._waiters.popleft() for _ in range(min(number, len(self._waiters)))]
         for waiter in called:
             waiter.lined_up = False
+            self._called[waiter] = None
         return called
 
-    def leave(self, waiter: Waiter) -> None:
-        """Take a waiter out of the line, wherever it stands."""
+    def call_all(self) -> list[Waiter]:
+        """Call everybody, also those who were called and have not come."""
+        return [*self._called, *self.call(len(self._waiters))]
+
+    def arrive(self, waiter: Waiter) -> None:
+        """A waiter that was called has come, and got what it wanted."""
+        self._called.pop(waiter, None)
+
+    def leave(self, waiter: Waiter) -> bool:
+        """A waiter gives up, wherever it stands; whether it stood in the line."""
+        self._called.pop(waiter, None)
+        if not waiter.lined_up:
+            return False
         waiter.lined_up = False
-        self._waiters.remove(waiter)
+        with contextlib.suppress(ValueError):  # interrupted when it lined up
+            self._waiters.remove(waiter)
+        return True
 
 
 class Buffer(Generic[T]):
@@ -186,6 +212,8 @@ class Buffer(Generic[T]):
                     late = self._carry_out()
                 if self.items and not self.is_closed:
                     item = self.items.popleft()
+                    if waiter is not None:
+                        self._getters.arrive(waiter)
                     woken = self._putters_for_free_slot() if self._putters else ()
                 elif has_ended:
                     raise shut_down
@@ -223,6 +251,8 @@ class Buffer(Generic[T]):
                         self._putters.line_up(waiter)
                     return BLOCKED
                 woken = self._append(item)
+                if waiter is not None:
+                    self._putters.arrive(waiter)
         finally:
             if late is not None:
                 self._wake_from_anywhere(late[0])
@@ -242,6 +272,8 @@ class Buffer(Generic[T]):
         try:
             with self._lock:
                 if not self.unfinished:
+                    if waiter is not None:
+                        self._joiners.arrive(waiter)
                     return None
                 if waiter is not None:
                     self._joiners.line_up(waiter)
@@ -302,8 +334,7 @@ class Buffer(Generic[T]):
         waiter.place = None  # a wake-up passes on once
         if line is None:
             return []
-        if waiter.lined_up:
-            line.leave(waiter)
+        if line.leave(waiter):
             return []
         return line.call(1) if self._is_worth_trying(line) else []
 
@@ -377,13 +408,13 @@ class Buffer(Generic[T]):
                 self._requests.append(partial(self._replace, waiter))
 
     def _wake_all_at_end(self, dropped: list[object]) -> list[Waiter]:
-        woken = self._getters.call(len(self._getters)) + self._putters.call(len(self._putters))
+        woken = self._getters.call_all() + self._putters.call_all()
         if self.is_closed:
             dropped.append(self.items)
             self.unfinished = max(0, self.unfinished - len(self.items))
             self.items = deque()
             if not self.unfinished:
-                woken += self._joiners.call(len(self._joiners))
+                woken += self._joiners.call_all()
         return woken
 
     def task_done(self) -> None:
@@ -413,7 +444,7 @@ _buffers: weakref.WeakSet[Buffer[Any]] = weakref.WeakSet()
 
 def _renew_in_child() -> None:
     # The lock may have been held, and the waiters are the parent's.
-    for buffer in list(_buffers):
+    for buffer in members(_buffers):
         buffer.make_lock_and_lines()
 
 

@@ -85,6 +85,11 @@ def _checked_target(target: object) -> Mapping[str, inspect.Parameter]:
             "target must be a Runnable, or a function that takes the input and has a callbacks "
             f"parameter; got {target!r}"
         )
+    if inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target):
+        raise TypeError(
+            f"target {target!r} is a generator function, and does nothing when it is called: make "
+            "it a function that returns its result, or wrap it in a RunnableGenerator"
+        )
     try:
         parameters = inspect.signature(target).parameters
     except ValueError as error:
@@ -126,8 +131,12 @@ def _merged_config(config: RunnableConfig | None) -> RunnableConfig:
     merged = ensure_config(config)
     given = (config or {}).get("callbacks")
     inherited = (var_child_runnable_config.get() or {}).get("callbacks")
-    if isinstance(given, list) and inherited is not None:
-        merged["callbacks"] = _joined(inherited, given)
+    if given is not None and inherited is not None:
+        if isinstance(given, list):
+            merged["callbacks"] = _joined(inherited, given)
+        else:  # it says itself whose child the run is
+            handlers = inherited if isinstance(inherited, list) else inherited.inheritable_handlers
+            merged["callbacks"] = _joined(given, handlers)
     return merged
 
 
@@ -173,5 +182,7 @@ def make_call(
         plain, coroutine = (None, work) if is_async_only(target) else (work, None)
         # The rest of the config (tags, metadata) reaches the function's runs by inheritance.
         rest = cast("RunnableConfig", {**merged, "callbacks": inherited})
+        rest.pop("run_id", None)  # one run's, not each run's
+        rest.pop("run_name", None)
         context.run(var_child_runnable_config.set, rest)
     return Call(plain, coroutine, context, feed.tokens, feed)

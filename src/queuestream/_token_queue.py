@@ -18,18 +18,20 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures.thread  # noqa: F401  # pyright: ignore[reportUnusedImport] - see the end
+import concurrent.futures.thread  # before the end of this file, see there
 import contextlib
 import logging
 import os
+import sys
 import threading
 import weakref
 from _thread import start_new_thread
+from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from janus import AsyncQueueShutDown, SyncQueueFull, SyncQueueShutDown
 
-from queuestream._buffer import Buffer, checked_maxsize
+from queuestream._buffer import Buffer, checked_maxsize, members
 from queuestream._wakeups import current_loop, running_asyncio_loop
 from queuestream.errors import (
     ConcurrentIterationError,
@@ -51,7 +53,12 @@ logger = logging.getLogger("queuestream")
 
 T = TypeVar("T")
 
-DEFAULT_MAXSIZE = 256
+
+class _Default(int):
+    """A number that is known to be the default."""
+
+
+DEFAULT_MAXSIZE = _Default(256)
 
 _PATIENCE = 16
 """Turns of the loop that a stopped run of ours waits for its cancellation.  LangChain and
@@ -80,6 +87,8 @@ def consumer_error(error: BaseException) -> BaseException:
         wrapped = RuntimeError(f"the run raised {type(error).__name__}")
     elif isinstance(error, asyncio.CancelledError):
         wrapped = RunCancelledError("somebody else cancelled the run")
+        if error.args and isinstance(error.args[0], BaseException):  # the death of its loop
+            error = error.args[0]
     else:
         return error
     wrapped.__cause__ = error
@@ -102,7 +111,8 @@ class TokenQueue(Generic[T]):
         ended: Whether the run is over.  Set once, without a lock.
         failure: What broke a given queue, for the consumer to raise at its end.
         is_open: Whether a run or its leavings are in it; such a queue does not survive a
-            fork and is closed at exit.  Its owner says so.
+            fork and is closed at exit.
+        is_left: Whether this is a forked child's copy of what the parent goes on with.
         lock: For the owner's state; made anew in a forked child.  Reentrant: a generator
             that the collector drops reports its end from within whatever goes on.
     """
@@ -111,8 +121,9 @@ class TokenQueue(Generic[T]):
         "__weakref__",
         "_async_q",
         "_buffer",
-        "_busy",
-        "_consumer",
+        "_close_is_done",
+        "_consumer_thread",
+        "_consumers",
         "_is_ours",
         "_sync_q",
         "_warned",
@@ -120,6 +131,7 @@ class TokenQueue(Generic[T]):
         "ended",
         "failure",
         "is_given",
+        "is_left",
         "is_open",
         "lock",
         "name",
@@ -138,7 +150,7 @@ class TokenQueue(Generic[T]):
         if queue is None:
             self._buffer = Buffer(maxsize, low=maxsize // 2)
             self._sync_q, self._async_q = SyncFace(self._buffer), AsyncFace(self._buffer)
-        elif maxsize != DEFAULT_MAXSIZE:
+        elif maxsize is not DEFAULT_MAXSIZE:
             raise ValueError(
                 f"maxsize={maxsize!r} and queue= exclude each other: the queue has a maxsize of "
                 "its own"
@@ -147,13 +159,15 @@ class TokenQueue(Generic[T]):
             self._sync_q, self._async_q = _checked_faces(queue)
             if isinstance(self._sync_q, SyncFace):
                 self._buffer = self._sync_q.buffer
-        self._busy = threading.Lock()  # held by the consumer while it is in a `get`
-        self._consumer: threading.Thread | None = None
+        self._consumers: deque[object] = deque()  # the calls of `get` that go on; one at most
+        self._consumer_thread: int | None = None  # where the latest one was made
         self._warned = False
         self.closed = False
+        self._close_is_done = False
         self.ended = False
         self.failure: BaseException | None = None
         self.is_open = False
+        self.is_left = False
         self.lock = threading.RLock()
         _queues.add(self)
 
@@ -165,6 +179,7 @@ class TokenQueue(Generic[T]):
         Raises:
             RunStopped: If the consumer has gone or the run is over.
         """
+        self.is_open = True
         try:
             try:
                 self._sync_q.put(item, False)
@@ -172,7 +187,7 @@ class TokenQueue(Generic[T]):
                 if current_loop() is None:
                     self._sync_q.put(item)
                 else:  # trio's own thread: its consumer could never come
-                    self._put_past_end(item)
+                    self.put_at_once(item)
         except Exception as error:
             if not _is_shutdown(error):
                 raise
@@ -180,18 +195,15 @@ class TokenQueue(Generic[T]):
             return
         raise RunStopped(self.name)  # out here it has no context
 
-    async def put_in_task(self, item: T, loop: object) -> None:
-        """Put an item from a callback that was looked up on ``loop``; wait when full.
+    async def put_in_task(self, item: T) -> None:
+        """Put an item from a task; wait when full.
 
         Raises:
             StreamClosedError: If the consumer has gone or the run is over.
 
         **Cancellation**: the item is not in the queue.
         """
-        if running_asyncio_loop() is not loop:
-            # Synchronous code holds up the loop, where the consumer may be, and waits for us.
-            self._put_past_end(item)
-            return
+        self.is_open = True
         try:
             await self._async_q.put(item)
         except Exception as error:
@@ -218,7 +230,14 @@ class TokenQueue(Generic[T]):
         what = "was closed by its consumer" if self.closed else "is over"
         return StreamClosedError(f"{self.name} {what}")
 
-    def _put_past_end(self, item: T) -> None:
+    def put_at_once(self, item: T) -> None:
+        """Put an item for synchronous code that holds up a loop: never wait.
+
+        The consumer may be on that loop.  So where there is no free slot, the item goes past
+        ``maxsize``; and where the consumer has gone, the item is dropped, because the run
+        can be stopped only when its call returns.
+        """
+        self.is_open = True
         try:
             self._sync_q.put(item, False)
         except SyncQueueFull:
@@ -231,8 +250,8 @@ class TokenQueue(Generic[T]):
             return
         if self._buffer is None:
             self.failure = PlacementError(
-                f"{self.name}: synchronous code on a loop's own thread must not wait, and the "
-                "queue that was given is full: leave queue= out, give a larger one, or call "
+                f"{self.name}: synchronous code that holds up an event loop must not wait, and "
+                "the queue that was given is full: leave queue= out, give a larger one, or call "
                 "the model with ainvoke there"
             )
             self.end()
@@ -241,8 +260,8 @@ class TokenQueue(Generic[T]):
         if not self._warned:
             self._warned = True
             logger.warning(
-                "%s: synchronous code on a loop's own thread (an async def that calls invoke?) "
-                "cannot wait for the consumer; its tokens go past maxsize",
+                "%s: synchronous code holds up an event loop (an async def that calls invoke?) "
+                "and cannot wait for the consumer; its tokens go past maxsize",
                 self.name,
             )
 
@@ -255,16 +274,16 @@ class TokenQueue(Generic[T]):
             Ended: If there will be none.
             ConcurrentIterationError: If another consumer waits already.
         """
-        if not self._busy.acquire(blocking=False):
-            raise self._overlap()
+        me = object()
         try:
+            self._enter(me)
             if not self.closed:
                 return self._sync_q.get()
         except Exception as error:
             if not _is_shutdown(error):
                 raise
         finally:
-            self._busy.release()
+            self._leave(me)
         raise Ended
 
     async def get_in_task(self) -> T:
@@ -272,17 +291,31 @@ class TokenQueue(Generic[T]):
 
         **Cancellation**: no item is taken.
         """
-        if not self._busy.acquire(blocking=False):
-            raise self._overlap()
+        me = object()
         try:
+            self._enter(me)
             if not self.closed:
                 return await self._async_q.get()
         except Exception as error:
             if not _is_shutdown(error):
                 raise
         finally:
-            self._busy.release()
+            self._leave(me)
         raise Ended
+
+    def _enter(self, me: object) -> None:
+        # Within the caller's `try`, so that a KeyboardInterrupt leaves nobody behind.
+        self._consumers.append(me)
+        if self._consumers[0] is not me:
+            raise ConcurrentIterationError(
+                f"another thread or task is waiting for the next token of {self.name}; one "
+                "consumer at a time"
+            )
+        self._consumer_thread = threading.get_ident()
+
+    def _leave(self, me: object) -> None:
+        with contextlib.suppress(ValueError):  # interrupted before it entered
+            self._consumers.remove(me)
 
     def end_error(self) -> StreamClosedError | None:
         """Why a consumer that met `Ended` did not meet the end, if it did not."""
@@ -290,19 +323,9 @@ class TokenQueue(Generic[T]):
             return StreamClosedError(f"{self.name} was closed before its end")
         return None
 
-    def _overlap(self) -> ConcurrentIterationError:
-        return ConcurrentIterationError(
-            f"another thread or task is waiting for the next token of {self.name}; one consumer "
-            "at a time"
-        )
-
     def has_items(self) -> bool:
         """Whether something waits for the consumer."""
         return self._sync_q.qsize() > 0
-
-    def note_consumer(self) -> None:
-        """Remember who iterates, for the decision at exit."""
-        self._consumer = threading.current_thread()
 
     # -- the end ---------------------------------------------------------------------------
 
@@ -325,43 +348,50 @@ class TokenQueue(Generic[T]):
 
         **Thread safety**: any thread or task, finalizers and signal handlers; never waits.
         """
-        if self.closed:
+        if self._close_is_done:
             return
+        # From here on idempotent: a KeyboardInterrupt may leave the rest to the next call.
         self.closed = True
         if cancel is not None:
             cancel()
         if self._buffer is not None:
             self._buffer.shutdown(immediate=True)
-            return
-        # A given queue takes its lock, which this very thread may hold further down.
-        with contextlib.suppress(RuntimeError):  # no new threads at the interpreter's end
-            start_new_thread(self._sync_q.shutdown, (True,))
+        else:
+            # A given queue takes its lock, which this very thread may hold further down.
+            with contextlib.suppress(RuntimeError):  # no new threads at the interpreter's end
+                start_new_thread(self._sync_q.shutdown, (True,))
+        self._close_is_done = True
 
     def close_at_exit(self) -> None:
         """Let go of producers that would keep the interpreter from ending.
 
         Not where a thread that the interpreter waits for goes on iterating.
         """
-        thread = self._consumer
-        is_iterated = (
-            thread is not None
-            and thread is not threading.main_thread()
-            and not thread.daemon
-            and thread.is_alive()
-        )
-        if self.is_open and not is_iterated:
+        if self.is_open and not self._is_iterated():
             self.close()
+
+    def _is_iterated(self) -> bool:
+        for thread in threading.enumerate():  # only those that live
+            if thread.ident == self._consumer_thread:
+                break
+        else:
+            return False
+        if thread is threading.main_thread() or thread.daemon:
+            return False
+        if self._consumers:
+            return True
+        # Between two tokens; or it is an executor's, and waits for other work.
+        frame = sys._current_frames().get(self._consumer_thread or 0)  # noqa: SLF001 - documented
+        return frame is None or frame.f_code is not _executor_code
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child: the run is the parent's, and so are all locks."""
-        self._busy = threading.Lock()
+        self._consumers.clear()
         self.lock = threading.RLock()
         if self.is_open:
-            self.closed = True
+            self.is_left = self.closed = self._close_is_done = True
             if self._buffer is not None:
-                self._buffer.shutdown(
-                    immediate=True
-                )  # nobody waits in the child, so nobody is woken
+                self._buffer.shutdown(immediate=True)  # nobody waits in it, so none is woken
 
     def uses(self, sync_q: object) -> bool:
         """Whether ``sync_q`` is the queue that was given for this."""
@@ -393,21 +423,26 @@ def _checked_faces(queue: object) -> tuple[Any, Any]:
         raise ValueError(
             f"queue must be empty and used for nothing else; {queue!r} holds {sync_q.qsize()} items"
         )
-    if any(other.uses(sync_q) for other in list(_queues)):
+    if any(other.uses(sync_q) for other in members(_queues)):
         raise ValueError(f"queue must be used for nothing else; {queue!r} has a stream already")
     return sync_q, async_q
 
+
+_executor_code = getattr(
+    getattr(concurrent.futures.thread, "_worker", None), "__code__", "not where it used to be"
+)
+"""What a thread of an executor runs between two pieces of work."""
 
 _queues: weakref.WeakSet[TokenQueue[Any]] = weakref.WeakSet()
 
 
 def _close_all_at_exit() -> None:
-    for queue in list(_queues):
+    for queue in members(_queues):
         queue.close_at_exit()
 
 
 def _leave_all_to_parent() -> None:
-    for queue in list(_queues):
+    for queue in members(_queues):
         queue.leave_to_parent()
 
 

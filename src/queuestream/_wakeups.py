@@ -26,6 +26,7 @@ hears of it, and gives the news to the next in line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import weakref
@@ -105,7 +106,8 @@ class ThreadWaiter(Waiter):
         """Nothing to do: the gate closed again behind the last wake-up."""
 
     def wake(self) -> bool:
-        self._gate.release()
+        with contextlib.suppress(RuntimeError):  # woken already
+            self._gate.release()
         return True
 
     def wait(self, timeout: float | None) -> bool:
@@ -172,9 +174,9 @@ class _Doorbell:
         self._wishes.append(waiter)
         if self._rung:
             return True
-        self._rung = True
         answer = _Answer(self)
         try:
+            self._rung = True
             try:
                 has_heard = self._call(loop, answer)
             except RuntimeError:  # closed
@@ -231,7 +233,8 @@ class _Answer:
             bell.answer()
 
     def lose(self) -> None:
-        bell, self._bell = self._bell, None
+        bell = getattr(self, "_bell", None)  # it may have been interrupted when it was made
+        self._bell = None
         if bell is not None:
             bell.lose()
 

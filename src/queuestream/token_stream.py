@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from janus import Queue as JanusQueue
 
+from queuestream._background import is_background_loop
 from queuestream._calls import Call, check_arguments, is_async_only, make_call
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue
 from queuestream._wakeups import current_loop, running_asyncio_loop
@@ -170,7 +171,6 @@ class TokenStream(Generic[T]):
 
     def _begin(self, *, is_async: bool) -> None:
         """Start the run, unless it was.  Where it happens depends on who asks."""
-        self._tokens.note_consumer()
         with self._tokens.lock:
             if self._call is not None and not self._tokens.closed:
                 self._start(self._call, is_async=is_async)
@@ -200,8 +200,9 @@ class TokenStream(Generic[T]):
                 run.start_here()
             else:
                 run.start_in_background()
-        except BaseException:  # no more threads, say
+        except BaseException as error:  # no more threads, say
             self._tokens.close()
+            run.lose(error)
             raise
         if self._tokens.closed:  # by somebody who did not see the run yet
             run.cancel()
@@ -242,7 +243,7 @@ class TokenStream(Generic[T]):
         if self._would_hold_up_the_run():
             raise PlacementError(
                 "the run is a task of this thread's own loop, which a plain for would hold up: "
-                'use async for, or run_in="thread" or "background"'
+                'use async for, or run_in="thread"'
             )
         if self._run is None:
             self._begin(is_async=False)
@@ -285,7 +286,13 @@ class TokenStream(Generic[T]):
         loop = running_asyncio_loop()
         if loop is None:
             return False
-        return self._places[0] == "task" if self._run is None else self._run.loop is loop
+        if self._run is not None:
+            is_here, in_background = self._run.loop is loop, self._run.in_background
+        else:
+            run_in, for_plain_consumer = self._places
+            is_here = run_in == "task"
+            in_background = (for_plain_consumer if run_in == "auto" else run_in) == "background"
+        return is_here or (in_background and is_background_loop(loop))
 
     def _receive_end(self) -> None:
         """Take note of the end; raise what the run raised."""
@@ -326,7 +333,7 @@ class TokenStream(Generic[T]):
         """
         self.close()
         run = self._run
-        if isinstance(run, TaskRun) and not run.is_running_here():
+        if isinstance(run, TaskRun) and not run.is_running_here() and not self._tokens.is_left:
             await run.gone.wait()
 
     def __enter__(self) -> Self:

@@ -11,6 +11,11 @@ Three things about LangChain decide how it is made (``tests/facts`` pins each):
   function where an asyncio loop runs in the calling thread, a plain function elsewhere.
 - Synchronous code on a loop's own thread (an ``async def`` node that calls ``llm.invoke``)
   gets the coroutine function, too, and runs it on another loop.  That is how it is known.
+  It *holds up* the loop, on which the consumer may be; so such a run, and what it starts in
+  other threads and waits for, must not wait for anybody.
+
+A run that is cancelled does not always report its end.  What is kept of runs beyond their
+time is kept in weak sets: a run's id lives as long as LangChain has a use for it.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import asyncio
 import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from langchain_core.callbacks import BaseCallbackHandler
 
@@ -56,6 +62,37 @@ class dual:  # noqa: N801 - used as a decorator is
         if loop is None or not handler.may_wait:
             return self._plain.__get__(handler, owner)
         return partial(self._coroutine, handler, loop)
+
+
+def _start_of(kind: str) -> Any:
+    """A method for LangChain to call at the start of each run of a kind."""
+
+    def on_start(
+        self: StreamHandler,
+        *_args: Any,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **_kwargs: Any,
+    ) -> None:
+        """LangChain calls this at the start of a run."""
+        if self._has_held_up and parent_run_id in self._held_up:
+            self._held_up.add(run_id)
+        self._run_started(kind, run_id, parent_run_id)
+
+    async def on_start_in_task(
+        self: StreamHandler,
+        loop: object,
+        *_args: Any,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **_kwargs: Any,
+    ) -> None:
+        if running_asyncio_loop() is not loop:
+            self._has_held_up = True
+            self._held_up.add(run_id)
+        self._run_started(kind, run_id, parent_run_id)
+
+    return dual(on_start, on_start_in_task)
 
 
 class StreamHandler(BaseCallbackHandler):
@@ -106,7 +143,11 @@ class StreamHandler(BaseCallbackHandler):
         self.raise_error = raise_error
         self.may_wait = may_wait  # whether dual methods are coroutine functions on a loop
         self._home = running_asyncio_loop()
-        self._streamed: set[UUID] = set()  # open model runs that had a token
+        # Open model runs that had a token, and the one that had the last.
+        self._streamed: WeakSet[UUID] = WeakSet()
+        self._latest: UUID | None = None
+        self._held_up: WeakSet[UUID] = WeakSet()  # runs that must not wait, see above
+        self._has_held_up = False
 
     def tap_output_iter(self, run_id: UUID, output: Iterator[Any]) -> Iterator[Any]:
         """Return ``output``.  Its being here makes models stream."""
@@ -116,8 +157,39 @@ class StreamHandler(BaseCallbackHandler):
         """Return ``output``.  Its being here makes models stream."""
         return output
 
-    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
-        """LangChain calls this at the start of a chat model's run."""
+    # -- from LangChain's calls to runs ----------------------------------------------------
+
+    on_chat_model_start = _start_of("llm")
+    on_llm_start = _start_of("llm")
+    on_chain_start = _start_of("chain")
+    on_tool_start = _start_of("tool")
+    on_retriever_start = _start_of("retriever")
+
+    def _ended(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
+        """LangChain calls this at the end of each run."""
+        self._run_ended(run_id, None)
+
+    on_chain_end = _ended
+    on_tool_end = _ended
+    on_retriever_end = _ended
+
+    def _failed(self, error: BaseException, *, run_id: UUID | None = None, **kwargs: Any) -> None:
+        """LangChain calls this when a run fails."""
+        if run_id is not None:
+            self._run_ended(run_id, error)
+
+    on_llm_error = _failed
+    on_chain_error = _failed
+    on_tool_error = _failed
+    on_retriever_error = _failed
+
+    def _run_started(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> None:
+        """A run of a kind (llm, chain, tool, retriever) starts."""
+
+    def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
+        """A run ends."""
+        self._streamed.discard(run_id)
+        self._latest = None
 
     # -- from LangChain's calls to text ----------------------------------------------------
 
@@ -129,9 +201,12 @@ class StreamHandler(BaseCallbackHandler):
         Where an asyncio loop runs in the calling thread, it may be a coroutine function: if
         ``on_token`` is one, or waits for a consumer.  Direct calls must then be awaited.
         """
-        if run_id is not None:
-            self._streamed.add(run_id)
-        self._deliver(text_of_chunk(token, chunk))
+        if not self._note_token(run_id):
+            return
+        if self._has_held_up and run_id in self._held_up:
+            self._deliver_at_once(text_of_chunk(token, chunk))
+        else:
+            self._deliver(text_of_chunk(token, chunk))
 
     async def _new_token_in_task(
         self,
@@ -142,44 +217,50 @@ class StreamHandler(BaseCallbackHandler):
         run_id: UUID | None = None,
         **kwargs: Any,
     ) -> None:
-        if run_id is not None:
-            self._streamed.add(run_id)
-        await self._deliver_in_task(text_of_chunk(token, chunk), loop)
+        if self._note_token(run_id):
+            await self._deliver_in_task(text_of_chunk(token, chunk), loop)
 
     on_llm_new_token: Any = dual(_new_token, _new_token_in_task)
 
+    def _note_token(self, run_id: UUID | None) -> bool:
+        """Take note of a run that streams; whether its tokens are to be delivered."""
+        if run_id is not None and run_id is not self._latest:
+            self._latest = run_id
+            self._streamed.add(run_id)
+        return True
+
     def _llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any) -> None:
         """LangChain calls this at the end of a model run."""
-        if text := self._whole_text(response, run_id):
-            self._deliver(text)
+        try:
+            if text := self._whole_text(response, run_id):
+                if self._has_held_up and run_id in self._held_up:
+                    self._deliver_at_once(text)
+                else:
+                    self._deliver(text)
+        finally:
+            if run_id is not None:
+                self._run_ended(run_id, None)
 
     async def _llm_end_in_task(
         self, loop: object, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any
     ) -> None:
-        if text := self._whole_text(response, run_id):
-            await self._deliver_in_task(text, loop)
+        try:
+            if text := self._whole_text(response, run_id):
+                await self._deliver_in_task(text, loop)
+        finally:
+            if run_id is not None:
+                self._run_ended(run_id, None)
 
     on_llm_end: Any = dual(_llm_end, _llm_end_in_task)
 
-    def on_llm_error(
-        self, error: BaseException, *, run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
-        """LangChain calls this when a model run fails."""
-        if run_id is not None:
-            self._streamed.discard(run_id)
-
     def _whole_text(self, response: LLMResult, run_id: UUID | None) -> str:
         """The text of a run that did not stream: a cache hit, an old-style model."""
-        if run_id is None:
-            return ""
-        if run_id in self._streamed:
-            self._streamed.discard(run_id)
-            return ""
-        return text_of_result(response)
+        return "" if run_id is None or run_id in self._streamed else text_of_result(response)
 
     # -- from text to on_token -------------------------------------------------------------
 
     def _deliver(self, text: str) -> None:
+        """Deliver a text from a thread; empty ones go no further."""
         if not text:
             return
         waiting = self.on_token(text)
@@ -194,20 +275,23 @@ class StreamHandler(BaseCallbackHandler):
             self._run_from_thread(waiting)
 
     async def _deliver_in_task(self, text: str, loop: object) -> None:
-        if not text:
-            return
-        if running_asyncio_loop() is loop:
+        """Deliver a text from a callback that was looked up on ``loop``."""
+        if running_asyncio_loop() is not loop:
+            await asyncio.to_thread(self._deliver_at_once, text)
+        elif text:
             waiting = self.on_token(text)
             if inspect.isawaitable(waiting):
                 await waiting
-        elif loop is self._home:
+
+    def _deliver_at_once(self, text: str) -> None:
+        """Deliver a text, from a thread, for a run that holds up a loop."""
+        if text and self.may_wait and self._home is not None and self._home.is_running():
             raise RuntimeError(
                 "on_token is to run on the loop where the handler was made, but synchronous "
-                "code holds up that very loop: call the model with ainvoke there, or invoke "
+                "code may hold up that very loop: call the model with ainvoke there, or invoke "
                 "it in a thread (asyncio.to_thread)"
             )
-        else:
-            await asyncio.to_thread(self._deliver, text)
+        self._deliver(text)
 
     def _run_from_thread(self, waiting: Awaitable[object]) -> None:
         async def finish() -> object:

@@ -17,6 +17,7 @@ import contextlib
 import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakSet
 
 from langchain_core.callbacks.manager import ahandle_event, handle_event
 
@@ -46,22 +47,6 @@ _IGNORES = {
 """The attribute by which a handler declines the events of each kind of run."""
 
 
-def _start_of(kind: str) -> Callable[..., None]:
-    """A method for LangChain to call at the start of each run of a kind."""
-
-    def on_start(
-        self: FeedHandler,
-        *_args: Any,
-        run_id: UUID,
-        parent_run_id: UUID | None = None,
-        **_kwargs: Any,
-    ) -> None:
-        """LangChain calls this at the start of a run."""
-        self._run_started(kind, run_id, parent_run_id)
-
-    return on_start
-
-
 class FeedHandler(StreamHandler):
     """Puts the tokens that it hears into a `TokenQueue`.
 
@@ -85,10 +70,20 @@ class FeedHandler(StreamHandler):
             self.tokens.refuse()
 
     async def _deliver_in_task(self, text: str, loop: object) -> None:
-        if text:
-            await self.tokens.put_in_task(text, loop)
-        elif self.tokens.closed and running_asyncio_loop() is loop:
+        if running_asyncio_loop() is not loop:
+            self._deliver_at_once(text)
+        elif text:
+            await self.tokens.put_in_task(text)
+        elif self.tokens.closed:
             await self.tokens.refuse_in_task()
+
+    def _deliver_at_once(self, text: str) -> None:
+        if text:
+            self.tokens.put_at_once(text)
+
+    def _is_in_task(self, run_id: UUID) -> bool:
+        """Whether a run that starts here is a task's."""
+        return running_asyncio_loop() is not None and run_id not in self._held_up
 
     on_token: Any = dual(StreamHandler._call, StreamHandler._call_in_task)  # noqa: SLF001
 
@@ -97,25 +92,12 @@ class FeedHandler(StreamHandler):
         if self.tokens.closed or self.tokens.ended:
             self._untold[run_id] = kind, parent_run_id
             self.tokens.refuse()
-        if kind == "llm" and running_asyncio_loop() is not None:
+        if kind == "llm" and self._is_in_task(run_id):
             self._untold[run_id] = kind, parent_run_id  # agenerate tells no cancellation
 
-    on_chat_model_start = _start_of("llm")
-    on_llm_start = _start_of("llm")
-    on_chain_start = _start_of("chain")
-    on_tool_start = _start_of("tool")
-    on_retriever_start = _start_of("retriever")
-
-    def on_llm_error(
-        self, error: BaseException, *, run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
-        """LangChain calls this when a model run fails."""
-        super().on_llm_error(error, run_id=run_id, **kwargs)
-        self._untold.pop(run_id, None)  # type: ignore[arg-type]
-
-    def _whole_text(self, response: LLMResult, run_id: UUID | None) -> str:
-        self._untold.pop(run_id, None)  # type: ignore[arg-type]
-        return super()._whole_text(response, run_id)
+    def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
+        super()._run_ended(run_id, error)
+        self._untold.pop(run_id, None)
 
     def report_end(self, error: BaseException) -> None:
         """Tell the other handlers of the runs whose end LangChain left out."""
@@ -207,7 +189,9 @@ class QueueStreamHandler(FeedHandler):
         self._outermost: set[UUID] = set()  # those whose parent was not open
         self.is_running = False  # one of them started, and its sentinel is not put
         self._error: BaseException | None = None  # the first that one of them ended with
-        # Tasks in which an outermost model run goes on, see `_watch`.
+        self._stale: WeakSet[UUID] = WeakSet()  # runs that went on when an iteration ended
+        self._has_stale = False
+        # Tasks in which an outermost run goes on, see `_watch`.
         self._watched: dict[UUID, dict[asyncio.Task[Any], Callable[..., None]]] = {}
 
     # -- the runs --------------------------------------------------------------------------
@@ -222,61 +206,23 @@ class QueueStreamHandler(FeedHandler):
         super()._run_started(kind, run_id, parent_run_id)
         with tokens.lock:
             if run_id in self._open:
-                raise ValueError(
+                error = ValueError(
                     f"{tokens.name} is twice among the callbacks of one run: pass it once"
                 )
+                self._end_session(error)  # the run itself won't report any end
+                raise error
             self._open.add(run_id)
-            if parent_run_id not in self._open:
+            if self._has_stale and parent_run_id in self._stale:
+                self._stale.add(run_id)
+            elif parent_run_id not in self._open:
                 self._outermost.add(run_id)
                 self.is_running = tokens.is_open = True
-        if kind == "llm" and run_id in self._outermost and running_asyncio_loop() is not None:
+        if run_id in self._outermost and self._is_in_task(run_id):
             self._watched[run_id] = {}
             self._watch(run_id, is_whole_run=True)
 
-    def _ended(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
-        """LangChain calls this at the end of each run."""
-        self._end_run(run_id, None)
-
-    on_chain_end = _ended
-    on_tool_end = _ended
-    on_retriever_end = _ended
-
-    def _failed(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """LangChain calls this when a run fails."""
-        self._end_run(run_id, error)
-
-    on_chain_error = _failed
-    on_tool_error = _failed
-    on_retriever_error = _failed
-
-    def on_llm_error(
-        self, error: BaseException, *, run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
-        """LangChain calls this when a model run fails."""
-        super().on_llm_error(error, run_id=run_id, **kwargs)
-        if run_id is not None:
-            self._end_run(run_id, error)
-
-    def _llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any) -> None:
-        """LangChain calls this at the end of a model run."""
-        try:
-            super()._llm_end(response, run_id=run_id, **kwargs)
-        finally:
-            if run_id is not None:
-                self._end_run(run_id, None)
-
-    async def _llm_end_in_task(
-        self, loop: object, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
-        try:
-            await super()._llm_end_in_task(loop, response, run_id=run_id, **kwargs)
-        finally:
-            if run_id is not None:
-                self._end_run(run_id, None)
-
-    on_llm_end: Any = dual(_llm_end, _llm_end_in_task)
-
-    def _end_run(self, run_id: UUID, error: BaseException | None) -> None:
+    def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
+        super()._run_ended(run_id, error)
         for task, callback in self._watched.pop(run_id, {}).items():
             task.remove_done_callback(callback)
         with self.tokens.lock:
@@ -287,46 +233,49 @@ class QueueStreamHandler(FeedHandler):
             if self._error is None:
                 self._error = error
             if self.is_running and not self._outermost:
-                self.is_running = False
-                self._open.clear()  # a cancelled model reports no end, and its parent does
-                self._streamed.clear()
-                error, self._error = self._error, None
-                # Under the lock, or the sentinel could fall into a run that starts just now.
-                self._put_sentinel(error)
+                self._end_session(self._error)
 
-    def _new_token(self, token: object, *, run_id: UUID | None = None, **kwargs: Any) -> None:
-        """LangChain calls this for each token; you may, too, without a run id."""
-        if run_id is None:
-            self.tokens.is_open = True
-        super()._new_token(token, run_id=run_id, **kwargs)
+    def _end_session(self, error: BaseException | None) -> None:
+        """No outermost run is open any more.  Under the lock, or a run could start meanwhile."""
+        self.is_running = False
+        self._error = None
+        self._outermost.clear()
+        # What goes on all the same, in threads of a cancelled run say, is not the next one's.
+        for run_id in self._open:
+            self._stale.add(run_id)
+            self._has_stale = True
+        self._open.clear()
+        self._put_sentinel(error)
 
-    async def _new_token_in_task(
-        self, loop: object, token: object, *, run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
-        if run_id is None:
-            self.tokens.is_open = True
-        elif run_id in self._watched and run_id not in self._streamed:
-            self._watch(run_id, is_whole_run=False)
-        await super()._new_token_in_task(loop, token, run_id=run_id, **kwargs)
+    def _note_token(self, run_id: UUID | None) -> bool:
+        if run_id is not None and run_id is not self._latest:
+            if self._has_stale and run_id in self._stale:
+                return False
+            if run_id in self._watched and run_id not in self._streamed:
+                self._watch(run_id, is_whole_run=False)
+        return super()._note_token(run_id)
 
-    on_llm_new_token: Any = dual(_new_token, _new_token_in_task)
+    def _whole_text(self, response: LLMResult, run_id: UUID | None) -> str:
+        if self._has_stale and run_id in self._stale:
+            return ""
+        return super()._whole_text(response, run_id)
 
     def _watch(self, run_id: UUID, *, is_whole_run: bool) -> None:
-        """See to it that a cancelled model ends the iteration.
+        """See to it that a cancelled run ends the iteration.
 
-        LangChain reports neither end nor error of a model run whose ``agenerate`` is
+        LangChain reports neither end nor error of a model, tool or retriever whose task is
         cancelled.  The end of the task that called it tells, and, sooner where that task
-        goes on, the end of the task that the tokens come from.
+        goes on, the end of the task that a model's tokens come from.
         """
-        task = asyncio.current_task()
-        if task is not None:
+        task = asyncio.current_task() if running_asyncio_loop() is not None else None
+        if task is not None and task not in self._watched[run_id]:
             callback = partial(self._task_done, run_id, is_whole_run=is_whole_run)
             self._watched[run_id][task] = callback
             task.add_done_callback(callback)
 
     def _task_done(self, run_id: UUID, task: asyncio.Task[Any], *, is_whole_run: bool) -> None:
         if is_whole_run or task.cancelled():
-            self._end_run(run_id, asyncio.CancelledError())
+            self._run_ended(run_id, asyncio.CancelledError())
 
     # -- the consumer ----------------------------------------------------------------------
 
@@ -396,7 +345,6 @@ class _Iteration:
     def __init__(self, handler: QueueStreamHandler) -> None:
         self._handler = handler
         self._is_over = False
-        handler.tokens.note_consumer()
 
     def __iter__(self) -> Self:
         return self
@@ -438,6 +386,7 @@ class _Iteration:
         else:
             error, tokens.failure = tokens.failure, None
         self._is_over = True
-        tokens.is_open = handler.is_running or tokens.has_items()
+        with tokens.lock:
+            tokens.is_open = handler.is_running or tokens.has_items()
         if error is not None:
             raise consumer_error(error)
