@@ -1,0 +1,1 @@
+"""`stream()` and `TokenStream`: what they take, and the edges that were decided."""
