@@ -384,11 +384,12 @@ class Buffer(Generic[T]):
         The request is in the list before the lock is tried, and the holder looks into the
         list after releasing: one of the two sees the other.
         """
-        while self._requests and self._lock.acquire(blocking=False):
+        # By a name, because a child that is forked in here has another lock.
+        while self._requests and (lock := self._lock).acquire(blocking=False):
             try:
                 woken, dropped = self._carry_out()
             finally:
-                self._lock.release()
+                lock.release()
             self._wake_from_anywhere(woken)
             del dropped  # not by the next turn, which holds the lock
 

@@ -97,7 +97,7 @@ async def test_many_queues_share_a_turn() -> None:
         before = bystander.turns
         await put_into_all()
         await put_into_all()
-        assert bystander.turns - before >= 200 // TURN
+        assert bystander.turns - before >= 200 // TURN - 1
         tasks.cancel_scope.cancel()
 
 
@@ -111,7 +111,7 @@ async def test_a_turn_that_does_not_end_is_not_paid_for() -> None:
         before = bystander.turns
         for item in range(640):
             await queue.async_q.put(item)
-        assert bystander.turns - before <= 640 // TURN + 1
+        assert bystander.turns - before <= 640 // TURN + 2
         tasks.cancel_scope.cancel()
 
 
