@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from queuestream._wakeups import Waiter
 
-__all__ = ["BLOCKED", "Blocked", "Buffer", "checked_maxsize", "members"]
+__all__ = ["BLOCKED", "Blocked", "Buffer", "Stale", "checked_maxsize", "members"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -58,6 +58,11 @@ class Blocked(Enum):
 
 BLOCKED: Final = Blocked.BLOCKED
 """What an attempt answers that has to wait."""
+
+
+class Stale(Exception):  # noqa: N818 - an answer, not an error
+    """An item was not put, because nobody is to have it any more."""
+
 
 _Request = Callable[[list[object]], "list[Waiter]"]
 """Something to do under the lock.  It answers whom to wake after the lock is released,
@@ -237,8 +242,14 @@ class Buffer(Generic[T]):
             return []
         return self._putters.call(self.maxsize - len(self.items))
 
-    def try_put(self, item: T, waiter: Waiter | None, shut_down: type[Exception]) -> Blocked | None:
-        """Add an item at the end."""
+    def try_put(
+        self,
+        item: T,
+        waiter: Waiter | None,
+        shut_down: type[Exception],
+        is_stale: Callable[[], bool] | None = None,
+    ) -> Blocked | None:
+        """Add an item at the end; raise `Stale` if nobody is to have it any more."""
         late: tuple[list[Waiter], list[object]] | None = None
         try:
             with self._lock:
@@ -246,6 +257,8 @@ class Buffer(Generic[T]):
                     late = self._carry_out()
                 if self.is_shutdown:
                     raise shut_down
+                if is_stale is not None and is_stale():
+                    raise Stale
                 if 0 < self.maxsize <= len(self.items):
                     if waiter is not None:
                         self._putters.line_up(waiter)
@@ -359,6 +372,13 @@ class Buffer(Generic[T]):
         if immediate:
             self.is_closed = True
         self._request(self._wake_all_at_end)
+
+    def recheck_putters(self) -> None:
+        """Wake all putters: the items of some are stale now.  The others line up again.
+
+        **Thread safety**: as `shutdown`.
+        """
+        self._request(lambda _: self._putters.call(len(self._putters)))
 
     def put_past_end(self, item: T) -> None:
         """Put an item whether there is a free slot or not; nothing happens after a shutdown.

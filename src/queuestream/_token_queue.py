@@ -27,12 +27,13 @@ import threading
 import weakref
 from _thread import start_new_thread
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from janus import AsyncQueueShutDown, SyncQueueFull, SyncQueueShutDown
 
-from queuestream._buffer import Buffer, checked_maxsize, members
-from queuestream._wakeups import current_loop, running_asyncio_loop
+from queuestream._buffer import BLOCKED, Buffer, Stale, checked_maxsize, members
+from queuestream._wakeups import current_loop, end_turn, must_yield, running_asyncio_loop
 from queuestream.errors import (
     ConcurrentIterationError,
     PlacementError,
@@ -212,6 +213,61 @@ class TokenQueue(Generic[T]):
         else:
             return
         await self.refuse_in_task()
+
+    def put_unless_stale(self, item: T, is_stale: Callable[[], bool]) -> None:
+        """Like `put`, but drop the item once nobody is to have it, also while this waits.
+
+        Args:
+            item: The item.
+            is_stale: Tells; called under the buffer's lock.  A change needs a `recheck`.
+        """
+        if self._buffer is None:  # a given queue ends with its one run
+            self.put(item)
+            return
+        self.is_open = True
+        attempt = partial(
+            self._buffer.try_put, item, shut_down=SyncQueueShutDown, is_stale=is_stale
+        )
+        try:
+            if attempt(None) is BLOCKED:
+                if current_loop() is None:
+                    self._buffer.wait_in_thread(attempt, None, SyncQueueFull)
+                else:
+                    self.put_at_once(item)
+        except Stale:
+            return
+        except SyncQueueShutDown:
+            pass
+        else:
+            return
+        raise RunStopped(self.name)
+
+    async def put_unless_stale_in_task(self, item: T, is_stale: Callable[[], bool]) -> None:
+        """Like `put_in_task`, and `put_unless_stale`."""
+        if self._buffer is None:
+            await self.put_in_task(item)
+            return
+        self.is_open = True
+        attempt = partial(
+            self._buffer.try_put, item, shut_down=AsyncQueueShutDown, is_stale=is_stale
+        )
+        try:
+            if must_yield():
+                await end_turn()
+            if attempt(None) is BLOCKED:
+                await self._buffer.wait_in_task(attempt)
+        except Stale:
+            return
+        except AsyncQueueShutDown:
+            pass
+        else:
+            return
+        await self.refuse_in_task()
+
+    def recheck(self) -> None:
+        """Have those who wait for a free slot ask again whether their items are stale."""
+        if self._buffer is not None:
+            self._buffer.recheck_putters()
 
     def refuse(self) -> None:
         """Stop a run that asks for more, in a thread or in a task's plain callback."""

@@ -206,7 +206,7 @@ class StreamHandler(BaseCallbackHandler):
         if self._has_held_up and run_id in self._held_up:
             self._deliver_at_once(text_of_chunk(token, chunk))
         else:
-            self._deliver(text_of_chunk(token, chunk))
+            self._deliver(text_of_chunk(token, chunk), run_id)
 
     async def _new_token_in_task(
         self,
@@ -218,7 +218,7 @@ class StreamHandler(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         if self._note_token(run_id):
-            await self._deliver_in_task(text_of_chunk(token, chunk), loop)
+            await self._deliver_in_task(text_of_chunk(token, chunk), loop, run_id)
 
     on_llm_new_token: Any = dual(_new_token, _new_token_in_task)
 
@@ -236,7 +236,7 @@ class StreamHandler(BaseCallbackHandler):
                 if self._has_held_up and run_id in self._held_up:
                     self._deliver_at_once(text)
                 else:
-                    self._deliver(text)
+                    self._deliver(text, run_id)
         finally:
             if run_id is not None:
                 self._run_ended(run_id, None)
@@ -246,7 +246,7 @@ class StreamHandler(BaseCallbackHandler):
     ) -> None:
         try:
             if text := self._whole_text(response, run_id):
-                await self._deliver_in_task(text, loop)
+                await self._deliver_in_task(text, loop, run_id)
         finally:
             if run_id is not None:
                 self._run_ended(run_id, None)
@@ -259,7 +259,7 @@ class StreamHandler(BaseCallbackHandler):
 
     # -- from text to on_token -------------------------------------------------------------
 
-    def _deliver(self, text: str) -> None:
+    def _deliver(self, text: str, run_id: UUID | None = None) -> None:
         """Deliver a text from a thread; empty ones go no further."""
         if not text:
             return
@@ -274,7 +274,7 @@ class StreamHandler(BaseCallbackHandler):
                 )
             self._run_from_thread(waiting)
 
-    async def _deliver_in_task(self, text: str, loop: object) -> None:
+    async def _deliver_in_task(self, text: str, loop: object, run_id: UUID | None = None) -> None:
         """Deliver a text from a callback that was looked up on ``loop``."""
         if running_asyncio_loop() is not loop:
             await asyncio.to_thread(self._deliver_at_once, text)

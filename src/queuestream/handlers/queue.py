@@ -63,19 +63,25 @@ class FeedHandler(StreamHandler):
         # if they are stopped: each with what it is ("llm", "chain") and its parent.
         self._untold: dict[UUID, tuple[str, UUID | None]] = {}
 
-    def _deliver(self, text: str) -> None:
+    def _deliver(self, text: str, run_id: UUID | None = None) -> None:
         if text:
-            self.tokens.put(text)
+            self._put(text, run_id)
         elif self.tokens.closed:
             self.tokens.refuse()
 
-    async def _deliver_in_task(self, text: str, loop: object) -> None:
+    async def _deliver_in_task(self, text: str, loop: object, run_id: UUID | None = None) -> None:
         if running_asyncio_loop() is not loop:
             self._deliver_at_once(text)
         elif text:
-            await self.tokens.put_in_task(text)
+            await self._put_in_task(text, run_id)
         elif self.tokens.closed:
             await self.tokens.refuse_in_task()
+
+    def _put(self, text: str, run_id: UUID | None) -> None:
+        self.tokens.put(text)
+
+    async def _put_in_task(self, text: str, run_id: UUID | None) -> None:
+        await self.tokens.put_in_task(text)
 
     def _deliver_at_once(self, text: str) -> None:
         if text:
@@ -246,17 +252,28 @@ class QueueStreamHandler(FeedHandler):
             self._has_stale = True
         self._open.clear()
         self._put_sentinel(error)
+        if self._has_stale:
+            self.tokens.recheck()
+
+    def _put(self, text: str, run_id: UUID | None) -> None:
+        self.tokens.put_unless_stale(text, partial(self._is_stale, run_id))
+
+    async def _put_in_task(self, text: str, run_id: UUID | None) -> None:
+        await self.tokens.put_unless_stale_in_task(text, partial(self._is_stale, run_id))
+
+    def _is_stale(self, run_id: UUID | None) -> bool:
+        return self._has_stale and run_id in self._stale
 
     def _note_token(self, run_id: UUID | None) -> bool:
         if run_id is not None and run_id is not self._latest:
-            if self._has_stale and run_id in self._stale:
+            if self._is_stale(run_id):
                 return False
             if run_id in self._watched and run_id not in self._streamed:
                 self._watch(run_id, is_whole_run=False)
         return super()._note_token(run_id)
 
     def _whole_text(self, response: LLMResult, run_id: UUID | None) -> str:
-        if self._has_stale and run_id in self._stale:
+        if self._is_stale(run_id):
             return ""
         return super()._whole_text(response, run_id)
 

@@ -1,0 +1,1 @@
+"""`StreamHandler` and `QueueStreamHandler`, used on their own."""
