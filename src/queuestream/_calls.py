@@ -150,6 +150,12 @@ def _joined(callbacks: Any, more: list[Any]) -> Any:
     return [*(callbacks or ()), *more]
 
 
+def _inherited_part(config: RunnableConfig) -> RunnableConfig:
+    """``config`` without what is one run's, and not that of each run within it."""
+    own = ("run_id", "run_name")
+    return cast("RunnableConfig", {key: value for key, value in config.items() if key not in own})
+
+
 def make_call(
     target: Any,
     input: object,  # noqa: A002 - LangChain's name for it
@@ -177,12 +183,13 @@ def make_call(
     if isinstance(cast("object", target), Runnable):
         plain = partial(target.invoke, input, merged, **kwargs)
         coroutine = partial(target.ainvoke, input, merged, **kwargs)
+        if sys.version_info < (3, 11):
+            # There, LangGraph hands nothing to the nodes of an ainvoke but by the context.
+            context.run(var_child_runnable_config.set, _inherited_part(merged))
     else:
         work = partial(target, input, callbacks=merged["callbacks"], **kwargs)
         plain, coroutine = (None, work) if is_async_only(target) else (work, None)
         # The rest of the config (tags, metadata) reaches the function's runs by inheritance.
         rest = cast("RunnableConfig", {**merged, "callbacks": inherited})
-        rest.pop("run_id", None)  # one run's, not each run's
-        rest.pop("run_name", None)
-        context.run(var_child_runnable_config.set, rest)
+        context.run(var_child_runnable_config.set, _inherited_part(rest))
     return Call(plain, coroutine, context, feed.tokens, feed)

@@ -131,7 +131,12 @@ class _Contained(Coroutine[Any, Any, T]):
         """Run one step, which begins with an error."""
         if isinstance(error, _Carried):  # from a task that a factory of the user's made
             error = error.error
-        return self._step(self._coroutine.throw, error, *more)
+        try:
+            return self._step(self._coroutine.throw, error, *more)
+        finally:
+            # This frame is in the error's traceback: a cycle, in which a cancelled run's
+            # generators and sockets would wait for the collector.  So, too, in `_step`.
+            del error, more
 
     def close(self) -> None:
         """Drop the coroutine."""
@@ -159,6 +164,7 @@ class _Contained(Coroutine[Any, Any, T]):
                 raise _Carried(error) from error
             raise
         finally:
+            del args
             sys.set_asyncgen_hooks(finalizer=outer_finalizer)
             if factory is not None and loop.get_task_factory() is factory:
                 loop.set_task_factory(outer_factory)
