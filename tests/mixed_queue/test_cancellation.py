@@ -12,6 +12,7 @@ import anyio
 import janus
 import pytest
 
+from queuestream._buffer import Buffer
 from queuestream._wakeups import ThreadWaiter
 from queuestream.mixed_queue import MixedQueue
 from tests.mixed_queue.places import WITHIN, Lines, Place, lined_up, signals_when
@@ -368,11 +369,8 @@ def test_a_signal_interrupts_a_thread_that_waits(
             signal.raise_signal(signal.SIGUSR1)
         return wait(waiter, timeout)
 
-    def handle(*_: object) -> None:
-        raise _InterruptedError
-
     monkeypatch.setattr(ThreadWaiter, "wait", wait_and_be_interrupted)
-    old = signal.signal(signal.SIGUSR1, handle)
+    old = signal.signal(signal.SIGUSR1, handle_interrupt)
     try:
         with pytest.raises(_InterruptedError):
             ends.wait_in_thread("interrupted")
@@ -388,12 +386,60 @@ def test_a_signal_wakes_a_thread_out_of_its_sleep(lines: Lines) -> None:
     """A wait without a timeout that Ctrl-C cannot end (promise 8)."""
     queue = MixedQueue[str]()
 
-    def handle(*_: object) -> None:
-        raise _InterruptedError
-
     def has_lined_up() -> None:
         lines.wait_for_getters(queue)
 
-    with signals_when(has_lined_up, handle), pytest.raises(_InterruptedError):
+    with signals_when(has_lined_up, handle_interrupt), pytest.raises(_InterruptedError):
         queue.sync_q.get()
     assert not queue._buffer._getters
+
+
+def test_a_putter_is_interrupted_before_it_has_woken_the_getter(
+    place: Place, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The getter was called out of the line and sleeps on; not even the end wakes it (promise 3).
+
+    1. A getter lines up.
+    2. An item is put; Ctrl-C comes when the getter is out of the line and was not woken.
+    3. The queue is shut down.
+    """
+    queue = MixedQueue[str]()
+    got = place.get(queue)  # 1
+    lines.wait_for_getters(queue)
+    with monkeypatch.context() as patch, pytest.raises(_InterruptedError):
+        patch.setattr(Buffer, "_wake", handle_interrupt)
+        queue.sync_q.put("item")  # 2
+    assert not queue._buffer._getters
+    assert not got.done()
+    queue.shutdown()  # 3
+    assert got.result(WITHIN) == "item"
+
+
+def handle_interrupt(*_: object) -> None:
+    """Do what a handler of Ctrl-C does."""
+    raise _InterruptedError
+
+
+def test_a_wake_up_in_vain_is_not_passed_on(
+    lines: Lines, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that gives up wakes the next, which finds nothing."""
+    queue = MixedQueue[str]()
+    others: list[Future[str]] = []
+
+    def wait_until_time_is_over(waiter: ThreadWaiter, timeout: float | None) -> bool:
+        if timeout is None:
+            return wait(waiter, timeout)
+        others.append(place.get(queue))
+        lines.wait_for_getters(queue, 2)
+        queue.sync_q.put("a")
+        assert queue.sync_q.get_nowait() == "a"
+        return False
+
+    wait = ThreadWaiter.wait
+    monkeypatch.setattr(ThreadWaiter, "wait", wait_until_time_is_over)
+    with pytest.raises(janus.SyncQueueEmpty):
+        queue.sync_q.get(timeout=1)
+    assert len(queue._buffer._getters) == 1  # the other sleeps
+    queue.sync_q.put("b")
+    assert others[0].result(WITHIN) == "b"

@@ -203,6 +203,27 @@ def test_closed_behind_the_back_of_the_one_that_rings(
 
 
 @OTHERS
+def test_closed_before_the_call_that_its_loop_accepted(
+    gone: Stopped, lines: Lines, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop looks whether it is closed, is closed, and keeps the call that it never makes."""
+    queue = MixedQueue[str]()
+    gone.wait_for(queue.async_q.get())
+    waiting = place.get(queue)
+    lines.wait_for_getters(queue, 2)
+    kept: list[object] = []
+
+    def keep(callback: object) -> None:
+        gone.close()
+        kept.append(callback)
+
+    monkeypatch.setattr(gone.loop, "call_soon_threadsafe", keep)
+    queue.sync_q.put("item")
+    assert waiting.result(WITHIN) == "item"
+    assert kept
+
+
+@OTHERS
 def test_closed_after_its_own_thread_woke_a_task(gone: Stopped, lines: Lines, place: Place) -> None:
     """The wake-up of a task that never runs again passes on when the task is collected."""
     queue = MixedQueue[str]()
