@@ -539,7 +539,7 @@ async def test_one_handler_for_threads_and_tasks_at_the_same_time() -> None:
         ({"maxsize": 2, "queue": MixedQueue()}, ValueError),
         ({"max_size": 2}, TypeError),
     ],
-    ids=str,
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else None,  # no addresses
 )
 def test_bad_input(arguments: dict[str, Any], kind: type[Exception]) -> None:
     with pytest.raises(kind):

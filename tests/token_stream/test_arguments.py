@@ -62,7 +62,7 @@ def generates(query: str, callbacks: object) -> Any:
         ({"target": has_callbacks, "callbacks": []}, TypeError, r"\{'callbacks': \[\.\.\.\]\}"),
         ({"maxsize": 3, "queue": MixedQueue()}, ValueError, r"exclude each other"),
     ],
-    ids=str,
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else None,  # no addresses
 )
 def test_bad_input(arguments: dict[str, Any], kind: type[Exception], message: str) -> None:
     """Hazard: it shows when the run has begun, or not at all."""
