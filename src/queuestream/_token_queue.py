@@ -174,21 +174,32 @@ class TokenQueue(Generic[T]):
 
     # -- the run's side --------------------------------------------------------------------
 
-    def put(self, item: T) -> None:
+    def put(self, item: T, is_stale: Callable[[], bool] | None = None) -> None:
         """Put an item from a thread; wait when full.
+
+        Args:
+            item: The item.
+            is_stale: Tells that nobody is to have the item any more, also while this waits;
+                it is dropped then.  Called under a lock.  A change needs a `recheck`.
 
         Raises:
             RunStopped: If the consumer has gone or the run is over.
         """
         self.is_open = True
+        buffer = self._buffer
         try:
-            try:
-                self._sync_q.put(item, False)
-            except SyncQueueFull:
+            if buffer is None:
+                self._put_into_given(item)
+            elif buffer.try_put(item, None, SyncQueueShutDown, is_stale) is BLOCKED:
                 if current_loop() is None:
-                    self._sync_q.put(item)
+                    attempt = partial(
+                        buffer.try_put, item, shut_down=SyncQueueShutDown, is_stale=is_stale
+                    )
+                    buffer.wait_in_thread(attempt, None, SyncQueueFull)
                 else:  # trio's own thread: its consumer could never come
                     self.put_at_once(item)
+        except Stale:
+            return
         except Exception as error:
             if not _is_shutdown(error):
                 raise
@@ -196,8 +207,21 @@ class TokenQueue(Generic[T]):
             return
         raise RunStopped(self.name)  # out here it has no context
 
-    async def put_in_task(self, item: T) -> None:
+    def _put_into_given(self, item: T) -> None:
+        try:
+            self._sync_q.put(item, False)
+        except SyncQueueFull:
+            if current_loop() is None:
+                self._sync_q.put(item)
+            else:
+                self.put_at_once(item)
+
+    async def put_in_task(self, item: T, is_stale: Callable[[], bool] | None = None) -> None:
         """Put an item from a task; wait when full.
+
+        Args:
+            item: The item.
+            is_stale: As of `put`.
 
         Raises:
             StreamClosedError: If the consumer has gone or the run is over.
@@ -205,61 +229,23 @@ class TokenQueue(Generic[T]):
         **Cancellation**: the item is not in the queue.
         """
         self.is_open = True
+        buffer = self._buffer
         try:
-            await self._async_q.put(item)
+            if buffer is None:
+                await self._async_q.put(item)
+            else:
+                if must_yield():
+                    await end_turn()
+                if buffer.try_put(item, None, AsyncQueueShutDown, is_stale) is BLOCKED:
+                    attempt = partial(
+                        buffer.try_put, item, shut_down=AsyncQueueShutDown, is_stale=is_stale
+                    )
+                    await buffer.wait_in_task(attempt)
+        except Stale:
+            return
         except Exception as error:
             if not _is_shutdown(error):
                 raise
-        else:
-            return
-        await self.refuse_in_task()
-
-    def put_unless_stale(self, item: T, is_stale: Callable[[], bool]) -> None:
-        """Like `put`, but drop the item once nobody is to have it, also while this waits.
-
-        Args:
-            item: The item.
-            is_stale: Tells; called under the buffer's lock.  A change needs a `recheck`.
-        """
-        if self._buffer is None:  # a given queue ends with its one run
-            self.put(item)
-            return
-        self.is_open = True
-        attempt = partial(
-            self._buffer.try_put, item, shut_down=SyncQueueShutDown, is_stale=is_stale
-        )
-        try:
-            if attempt(None) is BLOCKED:
-                if current_loop() is None:
-                    self._buffer.wait_in_thread(attempt, None, SyncQueueFull)
-                else:
-                    self.put_at_once(item)
-        except Stale:
-            return
-        except SyncQueueShutDown:
-            pass
-        else:
-            return
-        raise RunStopped(self.name)
-
-    async def put_unless_stale_in_task(self, item: T, is_stale: Callable[[], bool]) -> None:
-        """Like `put_in_task`, and `put_unless_stale`."""
-        if self._buffer is None:
-            await self.put_in_task(item)
-            return
-        self.is_open = True
-        attempt = partial(
-            self._buffer.try_put, item, shut_down=AsyncQueueShutDown, is_stale=is_stale
-        )
-        try:
-            if must_yield():
-                await end_turn()
-            if attempt(None) is BLOCKED:
-                await self._buffer.wait_in_task(attempt)
-        except Stale:
-            return
-        except AsyncQueueShutDown:
-            pass
         else:
             return
         await self.refuse_in_task()

@@ -256,10 +256,10 @@ class QueueStreamHandler(FeedHandler):
             self.tokens.recheck()
 
     def _put(self, text: str, run_id: UUID | None) -> None:
-        self.tokens.put_unless_stale(text, partial(self._is_stale, run_id))
+        self.tokens.put(text, partial(self._is_stale, run_id))
 
     async def _put_in_task(self, text: str, run_id: UUID | None) -> None:
-        await self.tokens.put_unless_stale_in_task(text, partial(self._is_stale, run_id))
+        await self.tokens.put_in_task(text, partial(self._is_stale, run_id))
 
     def _is_stale(self, run_id: UUID | None) -> bool:
         return self._has_stale and run_id in self._stale
