@@ -7,6 +7,7 @@ has to end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import sys
@@ -21,7 +22,7 @@ import pytest
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableParallel
 
 from queuestream import QueueStreamHandler, stream
-from queuestream.errors import StreamClosedError
+from queuestream.errors import RunStopped, StreamClosedError
 from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.models import ScriptedChatModel, SyncOnlyChatModel, tokens
 from tests.support.streams import is_blocked, putters_of
@@ -172,9 +173,12 @@ def consumers_after_the_end_of_main() -> None:
 def fork() -> None:
     """A child gets StreamClosedError on the parent's streams, and can stream anew."""
     handler = QueueStreamHandler(maxsize=2)
-    threading.Thread(
-        target=model().invoke, args=("?", {"callbacks": [handler]}), daemon=True
-    ).start()
+
+    def invoke() -> None:
+        with contextlib.suppress(RunStopped):
+            model().invoke("?", {"callbacks": [handler]})
+
+    threading.Thread(target=invoke, daemon=True).start()
     iteration = iter(handler)
     busy = [
         stream(ScriptedChatModel(tokens=tokens(5000)), "?", run_in=run_in, maxsize=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import traceback
 from typing import TYPE_CHECKING, Any, cast
@@ -357,7 +358,10 @@ def test_the_shared_loop_dies(case: Case) -> None:
             _stop_the_loop()
             received, error = await received_and_error(case.consumer, running, RunCancelledError)
             assert received == []
-            assert "background loop" in str(error.__cause__)
+            assert isinstance(error, RunCancelledError)
+            assert error.__cause__ is not None
+            if sys.version_info >= (3, 11):  # before, asyncio loses what a cancellation says
+                assert "background loop" in str(error.__cause__)
         async with case.running(ScriptedChatModel(tokens=tokens(3))) as running:
             assert await case.consumer.collect(running) == tokens(3)
 

@@ -38,7 +38,19 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is for Uni
 
 
 def leave(program: Callable[[], None]) -> str:
-    """Run a program; what it printed, if it ended well and in time."""
+    """Run a program; what it printed, if it ended well and in time.
+
+    On a machine with more to do than it can, Python itself needs seconds to end: a program
+    that was late gets another try.
+    """
+    for _ in range(3):
+        printed, took = _leave(program)
+        if took < LIMIT:
+            return printed
+    pytest.fail(f"{program.__name__} took {took:.1f} s to end, three times")
+
+
+def _leave(program: Callable[[], None]) -> tuple[str, float]:
     with subprocess.Popen(
         [sys.executable, "-m", "tests.promises.leaving", program.__name__],
         cwd=ROOT,
@@ -56,8 +68,7 @@ def leave(program: Callable[[], None]) -> str:
     assert process.returncode == 0, complaints
     assert "Traceback" not in complaints, complaints
     left = next(line for line in printed.splitlines() if line.startswith("leaving"))
-    assert ended - float(left.split()[1]) < LIMIT
-    return printed
+    return printed, ended - float(left.split()[1])
 
 
 @pytest.mark.parametrize(
