@@ -43,6 +43,7 @@ def leave(program: Callable[[], None]) -> str:
     On a machine with more to do than it can, Python itself needs seconds to end: a program
     that was late gets another try.
     """
+    took = 0.0
     for _ in range(3):
         printed, took = _leave(program)
         if took < LIMIT:
