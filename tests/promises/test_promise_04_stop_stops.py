@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from langchain_core.runnables import RunnableParallel
+from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableParallel
 
 from queuestream.errors import StreamClosedError
 from tests.support.aftermath import our_threads
@@ -144,3 +144,32 @@ def test_iteration_after_a_close(case: Case) -> None:
                     await case.consumer.next(running)
 
     case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in CASES
+        if case.values[0].producer in ("thread", "background", "handler-invoke")
+    ],
+)
+def test_a_step_that_catches_everything_does_not_go_on(case: Case) -> None:
+    """Hazard: the step's ``except Exception`` takes the stop for a failure of the model's."""
+    model = ScriptedChatModel(tokens=tokens(100))
+    excuses: list[str] = []
+
+    def work(text: str, config: RunnableConfig) -> str:
+        try:
+            return str(model.invoke(text, config).content)
+        except Exception as error:
+            excuses.append(repr(error))
+            return "sorry"
+
+    async def scenario() -> None:
+        async with case.running(RunnableLambda(work), maxsize=1) as running:
+            await case.consumer.take(running, 1)
+        await case.consumer.wait(model.record.wait_until_finalized)
+
+    case.consumer.run(scenario)
+    assert not excuses
