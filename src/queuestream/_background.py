@@ -14,20 +14,29 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from queuestream._token_queue import RUN_THREAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["is_background_loop", "on_background_loop", "run_in_background", "start_daemon"]
+__all__ = [
+    "death_of",
+    "is_background_loop",
+    "on_background_loop",
+    "run_in_background",
+    "start_daemon",
+]
 
 R = TypeVar("R")
 
 
 def start_daemon(name: str, work: Callable[[], object]) -> None:
     """Run ``work`` in a daemon thread of its own."""
-    threading.Thread(target=work, name=f"queuestream {name}", daemon=True).start()
+    threading.Thread(target=work, name=name, daemon=True).start()
 
 
 class _Executor(ThreadPoolExecutor):
@@ -46,20 +55,29 @@ class _Executor(ThreadPoolExecutor):
             else:
                 future.set_result(result)
 
-        start_daemon("worker", work)
+        start_daemon(f"{RUN_THREAD}'s worker", work)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Nothing: no thread waits for work, and none is waited for."""
 
 
-def _cancel_all(loop: asyncio.AbstractEventLoop, why: BaseException) -> None:
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
-        task.cancel(why)
+        task.cancel()
     if tasks:
         loop.run_until_complete(asyncio.wait(tasks))
     loop.run_until_complete(loop.shutdown_asyncgens())
+
+
+_deaths: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, BaseException]
+_deaths = weakref.WeakKeyDictionary()
+
+
+def death_of(loop: asyncio.AbstractEventLoop | None) -> BaseException | None:
+    """What a shared loop has died of, if it has."""
+    return None if loop is None else _deaths.get(loop)
 
 
 class _Loop:
@@ -78,7 +96,7 @@ class _Loop:
         self.loop = asyncio.new_event_loop()
         try:
             self.loop.set_default_executor(_Executor())
-            start_daemon("background loop", self._live)
+            start_daemon("queuestream background loop", self._live)
         except BaseException:
             self.loop.close()
             raise
@@ -92,12 +110,13 @@ class _Loop:
             error = why
         else:
             error = RuntimeError("somebody stopped the background loop that all streams share")
+        _deaths[loop] = error
         with self.lock:
             lost, self.lost = self.lost or {}, None
         for tell in lost.values():
-            tell(asyncio.CancelledError(error))
+            tell(asyncio.CancelledError())
         try:
-            _cancel_all(loop, error)  # each run that had begun tells its own consumer
+            _cancel_all(loop)  # each run that had begun tells its own consumer
         finally:
             loop.close()
 

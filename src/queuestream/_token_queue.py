@@ -28,6 +28,7 @@ import weakref
 from _thread import start_new_thread
 from collections import deque
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from janus import AsyncQueueShutDown, SyncQueueFull, SyncQueueShutDown
@@ -48,11 +49,18 @@ if TYPE_CHECKING:
 
     import janus
 
-__all__ = ["DEFAULT_MAXSIZE", "Ended", "TokenQueue", "consumer_error", "logger"]
+__all__ = ["DEFAULT_MAXSIZE", "RUN_THREAD", "Ended", "TokenQueue", "consumer_error", "logger"]
 
 logger = logging.getLogger("queuestream")
 
 T = TypeVar("T")
+
+
+RUN_THREAD = "queuestream run"
+"""How the names of the threads begin that work for a run."""
+
+_GRACE = 0.25
+"""Seconds that the threads of stopped runs have to end before the interpreter does."""
 
 
 class _Default(int):
@@ -88,8 +96,6 @@ def consumer_error(error: BaseException) -> BaseException:
         wrapped = RuntimeError(f"the run raised {type(error).__name__}")
     elif isinstance(error, asyncio.CancelledError):
         wrapped = RunCancelledError("somebody else cancelled the run")
-        if error.args and isinstance(error.args[0], BaseException):  # the death of its loop
-            error = error.args[0]
     else:
         return error
     wrapped.__cause__ = error
@@ -481,6 +487,13 @@ _queues: weakref.WeakSet[TokenQueue[Any]] = weakref.WeakSet()
 def _close_all_at_exit() -> None:
     for queue in members(_queues):
         queue.close_at_exit()
+    # A daemon thread that is still at work when the interpreter is gone may abort the process
+    # (before Python 3.14 it is unwound, and not every extension can be).  A run that was
+    # stopped comes to its end in no time, unless its model is silent.
+    deadline = monotonic() + _GRACE
+    for thread in threading.enumerate():
+        if thread.daemon and thread.name.startswith(RUN_THREAD):
+            thread.join(max(0.0, deadline - monotonic()))
 
 
 def _leave_all_to_parent() -> None:

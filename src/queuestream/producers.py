@@ -25,11 +25,11 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from queuestream._background import on_background_loop, start_daemon
+from queuestream._background import death_of, on_background_loop, start_daemon
 from queuestream._containment import Containment, uncarried
-from queuestream._token_queue import consumer_error, logger
+from queuestream._token_queue import RUN_THREAD, consumer_error, logger
 from queuestream._wakeups import Latch, running_asyncio_loop
-from queuestream.errors import RunStopped
+from queuestream.errors import RunCancelledError, RunStopped
 
 if TYPE_CHECKING:
     from queuestream._calls import Call
@@ -83,6 +83,8 @@ class Run:
             return
         self.value = value
         self.error = None if error is None else consumer_error(uncarried(error))
+        if isinstance(self.error, RunCancelledError) and (death := death_of(self.loop)):
+            self.error.__cause__ = death
         call.tokens.end()
 
 
@@ -93,7 +95,7 @@ class ThreadRun(Run):
 
     def start(self) -> None:
         """Start the thread."""
-        start_daemon(f"run of {self._call.tokens.name}", self._work)
+        start_daemon(f"{RUN_THREAD} of {self._call.tokens.name}", self._work)
 
     def _work(self) -> None:
         call = self._call
