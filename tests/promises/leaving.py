@@ -25,7 +25,7 @@ from queuestream import QueueStreamHandler, stream
 from queuestream.errors import RunStopped, StreamClosedError
 from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.models import ScriptedChatModel, SyncOnlyChatModel, tokens
-from tests.support.streams import is_blocked, putters_of
+from tests.support.streams import getters_of, is_blocked, putters_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,8 +129,13 @@ def handler_under_asyncio_run() -> None:
 def consumer_in_a_daemon_thread() -> None:
     """A consumer that dies with the interpreter, in the middle of a wait."""
     answer = stream(ScriptedChatModel(tokens=tokens(9), gate=Gate(1)), "?")
-    threading.Thread(target=lambda: kept.extend(answer), daemon=True).start()
-    eventually(lambda: kept)
+
+    def consume() -> None:
+        with contextlib.suppress(StreamClosedError):  # it may just see it, and then dies
+            kept.extend(answer)
+
+    threading.Thread(target=consume, daemon=True).start()
+    eventually(partial(getters_of, answer))
 
 
 def consumers_after_the_end_of_main() -> None:

@@ -23,7 +23,7 @@ import pytest
 from queuestream import QueueStreamHandler, TokenStream, stream
 from tests.support.consumers import CONSUMERS, RUN_IN, Consumer
 from tests.support.consumers import pairings as _pairings
-from tests.support.gates import eventually, open_all_gates
+from tests.support.gates import open_all_gates
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -40,9 +40,10 @@ __all__ = [
     "STREAM_CASES",
     "Case",
     "HandlerRun",
+    "getters_of",
     "is_blocked",
     "putters_of",
-    "wait_until_blocked",
+    "queue_of",
 ]
 
 HANDLER_PRODUCERS = ["handler-invoke", "handler-ainvoke", "handler-elsewhere"]
@@ -228,8 +229,3 @@ def getters_of(tokens: Any) -> int:
 def is_blocked(tokens: Any) -> bool:
     """Whether the run waits for the consumer.  From then on it makes nothing by itself."""
     return putters_of(tokens) > 0
-
-
-def wait_until_blocked(tokens: Any, producers: int = 1) -> None:
-    """Block the thread until so many producers wait for a free slot."""
-    eventually(lambda: putters_of(tokens) >= producers)
