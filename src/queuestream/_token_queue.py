@@ -493,7 +493,8 @@ def _close_all_at_exit() -> None:
     deadline = monotonic() + _GRACE
     for thread in threading.enumerate():
         if thread.daemon and thread.name.startswith(RUN_THREAD):
-            thread.join(max(0.0, deadline - monotonic()))
+            with contextlib.suppress(RuntimeError):  # it is just being started
+                thread.join(max(0.0, deadline - monotonic()))
 
 
 def _leave_all_to_parent() -> None:
