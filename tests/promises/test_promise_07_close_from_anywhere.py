@@ -404,10 +404,14 @@ def test_inside_an_async_generator_that_another_task_closes(case: Case) -> None:
 
     async def scenario() -> None:
         generator: Any = generate()
+
+        async def close() -> None:  # anyio 4.11 takes coroutine functions only
+            await generator.aclose()
+
         with anyio.CancelScope():  # whatever is open around it
             assert await generator.__anext__() == tokens(1)[0]
         async with anyio.create_task_group() as group:
-            group.start_soon(generator.aclose)
+            group.start_soon(close)
         await case.consumer.wait(model.record.wait_until_finalized)
 
     case.consumer.run(scenario)
