@@ -6,6 +6,7 @@ What it shares with `stream()` is in ``tests/promises``, over the same matrix.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +18,21 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnablePar
 from langgraph.graph import START, StateGraph
 
 from queuestream import MixedQueue, QueueStreamHandler, StreamHandler
-from queuestream.errors import ConcurrentIterationError, RunStopped, StreamClosedError
+from queuestream.errors import (
+    ConcurrentIterationError,
+    RunCancelledError,
+    RunStopped,
+    StreamClosedError,
+)
 from tests.support.backends import ASYNCIO_BACKENDS
 from tests.support.consumers import in_another_thread
 from tests.support.gates import Gate, eventually, eventually_async
-from tests.support.models import ScriptedChatModel, tokens
+from tests.support.models import ScriptedChatModel, silent_model, tokens
 from tests.support.streams import DEFAULT_CASES
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.support.streams import Case
 
 HANDLER_CASES = [case for case in DEFAULT_CASES if not case.values[0].is_stream]
@@ -577,3 +585,51 @@ def test_dropped_while_its_run_goes_on() -> None:
     thread.join()
     del thread
     assert sys.getrefcount(handler) < references
+
+
+def test_a_model_whose_steps_are_taken_in_tasks_of_their_own() -> None:
+    """Hazard: the end of the task that began the run is taken for the end of the run.
+
+    ``asyncio.wait_for`` makes such tasks before Python 3.12, some frameworks always do.
+    """
+    handler = QueueStreamHandler()
+    model = ScriptedChatModel(tokens=tokens(4))
+
+    async def step_by_step() -> None:
+        answer = model.astream("?", {"callbacks": [handler]})
+        steps = iter(range(100))
+        while await asyncio.create_task(_has_step(answer)):
+            next(steps)
+
+    async def scenario() -> list[str]:
+        producer = asyncio.create_task(step_by_step())
+        received = [token async for token in handler]
+        await producer
+        return received
+
+    assert asyncio.run(scenario()) == tokens(4)
+
+
+async def _has_step(answer: AsyncIterator[object]) -> bool:
+    return await anext(answer, None) is not None
+
+
+def test_a_handler_keeps_nothing_of_cancelled_runs() -> None:
+    """Promise 9.  Hazard: what is kept until a run's end, of runs that report none."""
+    handler = QueueStreamHandler()
+    model = silent_model()
+
+    async def cancel_one() -> None:
+        run = asyncio.create_task(model.ainvoke("?", {"callbacks": [handler]}))
+        await eventually_async(lambda: handler._open)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    for _ in range(3):
+        asyncio.run(cancel_one())
+        with pytest.raises(RunCancelledError):
+            list(handler)
+    gc.collect()
+    kept = handler._open, handler._outermost, handler._watched, handler._untold, handler._streamed
+    assert [len(each) for each in kept] == [0] * 5

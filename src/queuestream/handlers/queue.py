@@ -95,11 +95,12 @@ class FeedHandler(StreamHandler):
 
     def _run_started(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> None:
         """A run starts: let it, or stop it."""
-        if self.tokens.closed or self.tokens.ended:
+        is_refused = self.tokens.closed or self.tokens.ended
+        # agenerate tells of no cancellation
+        if self.others and (is_refused or (kind == "llm" and self._is_in_task(run_id))):
             self._untold[run_id] = kind, parent_run_id
+        if is_refused:
             self.tokens.refuse()
-        if kind == "llm" and self._is_in_task(run_id):
-            self._untold[run_id] = kind, parent_run_id  # agenerate tells no cancellation
 
     def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
         super()._run_ended(run_id, error)
@@ -223,7 +224,7 @@ class QueueStreamHandler(FeedHandler):
             elif parent_run_id not in self._open:
                 self._outermost.add(run_id)
                 self.is_running = tokens.is_open = True
-        if run_id in self._outermost and self._is_in_task(run_id):
+        if kind != "chain" and run_id in self._outermost and self._is_in_task(run_id):
             self._watched[run_id] = {}
             self._watch(run_id, is_whole_run=True)
 
@@ -282,7 +283,9 @@ class QueueStreamHandler(FeedHandler):
 
         LangChain reports neither end nor error of a model, tool or retriever whose task is
         cancelled.  The end of the task that called it tells, and, sooner where that task
-        goes on, the end of the task that a model's tokens come from.
+        goes on, the end of the task that a model's tokens come from.  A model that has
+        streamed may go on in other tasks than the one that began it: in an ``astream`` whose
+        steps are taken in tasks of their own.
         """
         task = asyncio.current_task() if running_asyncio_loop() is not None else None
         if task is not None and task not in self._watched[run_id]:
@@ -291,7 +294,7 @@ class QueueStreamHandler(FeedHandler):
             task.add_done_callback(callback)
 
     def _task_done(self, run_id: UUID, task: asyncio.Task[Any], *, is_whole_run: bool) -> None:
-        if is_whole_run or task.cancelled():
+        if task.cancelled() or (is_whole_run and run_id not in self._streamed):
             self._run_ended(run_id, asyncio.CancelledError())
 
     # -- the consumer ----------------------------------------------------------------------
