@@ -21,6 +21,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -33,7 +34,6 @@ from queuestream.token_stream import stream
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Sequence
-    from types import FrameType
 
     from queuestream.token_stream import TokenStream
 
@@ -262,7 +262,7 @@ def _with_for(target: Any, value: Any, run_in: str) -> int:
     tokens = _open(target, value, run_in)
     screen.begin()
     try:
-        with tokens:
+        with tokens, _closed_by_ctrl_c(tokens):
             for token in tokens:
                 screen.show(token)
     except _OutputClosedError:
@@ -299,6 +299,38 @@ async def _with_async_for(target: Any, value: Any, run_in: str) -> int:
     return DONE
 
 
+@contextlib.contextmanager
+def _closed_by_ctrl_c(tokens: TokenStream[str]) -> Generator[None]:
+    """Have Ctrl-C wake the loop for certain.
+
+    Python raises KeyboardInterrupt between two bytecodes.  A signal that comes when the main
+    thread is about to sleep on a lock waits until that thread is woken by something else.  So
+    another thread hears of signals, too, and closes the stream, which wakes the loop.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    heard, said = socket.socketpair()
+    said.setblocking(False)
+
+    def listen() -> None:
+        while number := heard.recv(1):
+            if number[0] == signal.SIGINT:
+                tokens.close()
+
+    listener = threading.Thread(target=listen, name="queuestream signals", daemon=True)
+    listener.start()
+    before = signal.set_wakeup_fd(said.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        said.close()
+        listener.join()
+        heard.close()
+
+
 def _run_loop(main: Coroutine[Any, Any, int]) -> int:
     """Run a coroutine as ``asyncio.run`` does, but leave without waiting for its threads.
 
@@ -332,11 +364,15 @@ def _cancelled_by_ctrl_c(
         yield  # somebody has other plans for Ctrl-C, or it was ignored for us
         return
 
-    def cancel(_signal: int, _frame: FrameType | None) -> None:
+    def cancel(*_signal_and_frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         loop.call_soon_threadsafe(task.cancel)
 
-    signal.signal(signal.SIGINT, cancel)
+    try:
+        # The loop hears of it even when it is about to sleep, see `_closed_by_ctrl_c`.
+        loop.add_signal_handler(signal.SIGINT, cancel)
+    except NotImplementedError:  # Windows
+        signal.signal(signal.SIGINT, cancel)
     try:
         yield
     finally:
