@@ -80,6 +80,8 @@ def _checked_target(target: object) -> Mapping[str, inspect.Parameter]:
     """The parameters of a function that was given as target; none for a Runnable."""
     if isinstance(target, Runnable):
         return {}
+    if isinstance(target, type) and issubclass(target, Runnable):
+        raise TypeError(f"target must be an instance of {target.__name__}, not the class")
     if not callable(target):
         raise TypeError(
             "target must be a Runnable, or a function that takes the input and has a callbacks "

@@ -35,6 +35,7 @@ def generates(query: str, callbacks: object) -> Any:
 @pytest.mark.parametrize(
     "arguments, kind, message",
     [
+        ({"target": type(MODEL)}, TypeError, r"instance of .*, not the class"),
         ({"maxsize": -1}, ValueError, r"maxsize must be 0 .* not -1"),
         ({"maxsize": 1.5}, TypeError, r"maxsize must be an int.*1\.5"),
         ({"maxsize": "8"}, TypeError, r"maxsize must be an int.*'8'"),
