@@ -108,34 +108,21 @@ class FeedHandler(StreamHandler):
 
     def report_end(self, error: BaseException) -> None:
         """Tell the other handlers of the runs whose end LangChain left out."""
-        for kind, run_id, parent_run_id in self._take_untold():
+        for event, ignore, ids in self._take_untold():
             with contextlib.suppress(Exception):  # logged by LangChain
-                handle_event(
-                    self.others,
-                    f"on_{kind}_error",
-                    _IGNORES[kind],
-                    error,
-                    run_id=run_id,
-                    parent_run_id=parent_run_id,
-                )
+                handle_event(self.others, event, ignore, error, **ids)
 
     async def report_end_in_task(self, error: BaseException) -> None:
         """Tell the other handlers of the runs whose end LangChain left out."""
-        for kind, run_id, parent_run_id in self._take_untold():
+        for event, ignore, ids in self._take_untold():
             with contextlib.suppress(Exception):  # logged by LangChain
-                await ahandle_event(
-                    self.others,
-                    f"on_{kind}_error",
-                    _IGNORES[kind],
-                    error,
-                    run_id=run_id,
-                    parent_run_id=parent_run_id,
-                )
+                await ahandle_event(self.others, event, ignore, error, **ids)
 
-    def _take_untold(self) -> Iterator[tuple[str, UUID, UUID | None]]:
+    def _take_untold(self) -> Iterator[tuple[str, str, dict[str, UUID | None]]]:
         while self._untold:  # the last one first: children before their parents
             run_id, (kind, parent_run_id) = self._untold.popitem()
-            yield kind, run_id, parent_run_id
+            ids = {"run_id": run_id, "parent_run_id": parent_run_id}
+            yield f"on_{kind}_error", _IGNORES[kind], ids
 
 
 class _End:
