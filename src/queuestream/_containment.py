@@ -90,7 +90,7 @@ def uncarried(error: BaseException) -> BaseException:
     members = getattr(error, "exceptions", ())
     if any(isinstance(member, _Carried) for member in members):
         group: Any = error
-        return group.derive([uncarried(member) for member in members])  # type: ignore[no-any-return]
+        return group.derive([uncarried(member) for member in members])  # type: ignore[no-any-return]  # no such type before 3.11
     return error
 
 
@@ -184,7 +184,7 @@ class _ContainedTasks:
     ) -> asyncio.Future[Any]:
         contained = _Contained[Any](coroutine, self._home, is_child=True)
         if self._outer is not None:
-            return self._outer(loop, contained, **kwargs)  # type: ignore[no-any-return]
+            return self._outer(loop, contained, **kwargs)  # type: ignore[no-any-return]  # user's
         return _Task(contained, loop=loop, **kwargs)
 
 
