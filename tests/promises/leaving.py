@@ -1,12 +1,14 @@
 """Programs that leave a mess behind, run by ``test_promise_08`` as ``python -m``.
 
 Each prints ``leaving`` and the time as the last thing that its main thread does, and then
-has to end.
+has to end.  ``left`` and the time come when nothing is waited for any more: threads and pools
+are joined, and what follows is Python's own, and takes seconds on a busy machine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import gc
 import os
@@ -256,5 +258,6 @@ PROGRAMS: list[Callable[[], None]] = [
 ]
 
 if __name__ == "__main__":
+    atexit.register(lambda: print("left", time.monotonic(), flush=True))  # first in, last out
     next(program for program in PROGRAMS if program.__name__ == sys.argv[1])()
     print("leaving", time.monotonic(), flush=True)
