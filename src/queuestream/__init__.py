@@ -10,17 +10,29 @@ queue that lives on both sides of that border::
             print(token, end="", flush=True)
 
 The layers, each importing only from those before it: `errors`; ``_wakeups`` (wakes a
-waiter); ``_buffer`` (guards the items); `mixed_queue` (its two faces); ``_token_queue`` (a
-run and its consumer at the two ends of a queue); `events` (text out of LangChain's
-reports); ``_background`` (the shared loop); ``_containment`` (what a run makes on a loop);
-`handlers` (LangChain's callbacks); ``_calls`` (a target with its arguments); `producers`
-(where a run happens); `token_stream` (all joined).
+waiter); ``_buffer`` (guards the items); `mixed_queue` (its two faces); ``_meter`` (what is
+measured); ``_token_queue`` (a run and its consumer at the two ends of a queue); `events`
+(from LangChain's reports to what is iterated); ``_reader`` (the consumer's end);
+``_attempts`` (what is a restart of what); ``_background`` (the shared loop);
+``_containment`` (what a run makes on a loop); `handlers` (LangChain's callbacks);
+``_calls`` (a target with its arguments); `producers` (where a run happens); `token_stream`
+(all joined).
 """
 
 from __future__ import annotations
 
+from queuestream._meter import StreamStatistics
+from queuestream.events import TokenEvent
 from queuestream.handlers import QueueStreamHandler, StreamHandler
 from queuestream.mixed_queue import MixedQueue
 from queuestream.token_stream import TokenStream, stream
 
-__all__ = ["MixedQueue", "QueueStreamHandler", "StreamHandler", "TokenStream", "stream"]
+__all__ = [
+    "MixedQueue",
+    "QueueStreamHandler",
+    "StreamHandler",
+    "StreamStatistics",
+    "TokenEvent",
+    "TokenStream",
+    "stream",
+]

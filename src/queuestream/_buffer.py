@@ -158,10 +158,13 @@ class Buffer(Generic[T]):
         low: Wake the putters together, and only when no more than this many items wait.
             Saves a change of threads for each item that is taken from a full buffer.  If
             None, each freed slot wakes one putter.
+        join: Tried when there is no free slot: joins an item to one of those that wait and
+            answers whether it could.  Called under the lock.
 
     Attributes:
         maxsize: As given.
         items: What waits.
+        peak: The most items that waited at once.
         unfinished: The number of items that were put and are not declared done.
         is_shutdown: Whether nothing may be put any more.
         is_closed: Whether, moreover, what was waiting is dropped.
@@ -170,6 +173,7 @@ class Buffer(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_getters",
+        "_join",
         "_joiners",
         "_lock",
         "_low",
@@ -179,13 +183,21 @@ class Buffer(Generic[T]):
         "is_shutdown",
         "items",
         "maxsize",
+        "peak",
         "unfinished",
     )
 
-    def __init__(self, maxsize: int, low: int | None = None) -> None:
+    def __init__(
+        self,
+        maxsize: int,
+        low: int | None = None,
+        join: Callable[[deque[T], T], bool] | None = None,
+    ) -> None:
         self.maxsize = checked_maxsize(maxsize)
         self._low = low
+        self._join = join
         self.items: deque[T] = deque()
+        self.peak = 0
         self.unfinished = 0
         # Both flags are set without the lock, by `shutdown`, and never cleared.
         self.is_shutdown = False
@@ -250,6 +262,7 @@ class Buffer(Generic[T]):
         is_stale: Callable[[], bool] | None = None,
     ) -> Blocked | None:
         """Add an item at the end; raise `Stale` if nobody is to have it any more."""
+        woken: Iterable[Waiter]
         late: tuple[list[Waiter], list[object]] | None = None
         try:
             with self._lock:
@@ -259,11 +272,14 @@ class Buffer(Generic[T]):
                     raise shut_down
                 if is_stale is not None and is_stale():
                     raise Stale
-                if 0 < self.maxsize <= len(self.items):
+                if not 0 < self.maxsize <= len(self.items):
+                    woken = self._append(item)
+                elif self._join is not None and self._join(self.items, item):
+                    woken = ()
+                else:
                     if waiter is not None:
                         self._putters.line_up(waiter)
                     return BLOCKED
-                woken = self._append(item)
                 if waiter is not None:
                     self._putters.arrive(waiter)
         finally:
@@ -276,8 +292,11 @@ class Buffer(Generic[T]):
         return None
 
     def _append(self, item: T) -> Iterable[Waiter]:
-        self.items.append(item)
+        items = self.items
+        items.append(item)
         self.unfinished += 1
+        if len(items) > self.peak:  # noqa: PLR1730 - max() costs more, for each token
+            self.peak = len(items)
         return self._getters.call(1) if self._getters else ()
 
     def try_join(self, waiter: Waiter | None) -> Blocked | None:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import inf
+from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from queuestream._token_queue import TokenQueue
-    from queuestream.handlers.queue import FeedHandler
+    from queuestream.handlers.feed import FeedHandler
 
-__all__ = ["Call", "check_arguments", "is_async_only", "make_call"]
+__all__ = ["Call", "check_arguments", "checked_seconds", "is_async_only", "make_call"]
 
 
 @dataclass(slots=True, eq=False)
@@ -108,18 +110,54 @@ def _checked_target(target: object) -> Mapping[str, inspect.Parameter]:
     return parameters
 
 
+_OURS = (
+    "target",
+    "input",
+    "config",
+    "select",
+    "maxsize",
+    "overflow",
+    "run_in",
+    "first_token_timeout",
+    "token_timeout",
+    "include_names",
+    "include_tags",
+    "include_nodes",
+    "exclude_names",
+    "exclude_tags",
+    "exclude_nodes",
+    "queue",
+)
+"""The parameters of ``stream()``."""
+
+
+def checked_seconds(name: str, given: object) -> float | None:
+    """A time limit as it is used: seconds, or None for none.
+
+    Raises:
+        TypeError: If it is neither a number nor None.
+        ValueError: If it is negative or no number at all (NaN).
+    """
+    if given is None:
+        return None
+    if not isinstance(given, (int, float)) or isinstance(given, bool):
+        raise TypeError(f"{name} must be a number of seconds or None, not {given!r}")
+    if not given >= 0:
+        raise ValueError(f"{name} must be 0 seconds or more, or None; not {given!r}")
+    return None if given == inf else min(float(given), TIMEOUT_MAX)
+
+
 def _check_keywords(kwargs: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
     if "callbacks" in kwargs:
         raise TypeError(
             "stream() adds a callback of its own; write stream(target, input, "
             "{'callbacks': [...]}) for yours"
         )
-    ours = ("target", "input", "config", "maxsize", "run_in", "queue")
     for name in kwargs:
         if name in parameters:
             continue
         plain = name.lower().replace("_", "")
-        for own in ours:
+        for own in _OURS:
             if plain == own.replace("_", "") or difflib.get_close_matches(name, [own], 1, 0.87):
                 raise TypeError(f"stream() has no parameter {name!r}; did you mean {own!r}?")
 

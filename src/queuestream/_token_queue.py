@@ -28,12 +28,21 @@ import weakref
 from _thread import start_new_thread
 from collections import deque
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from janus import AsyncQueueShutDown, SyncQueueFull, SyncQueueShutDown
+import anyio
+from janus import (
+    AsyncQueueEmpty,
+    AsyncQueueShutDown,
+    SyncQueueEmpty,
+    SyncQueueFull,
+    SyncQueueShutDown,
+)
 
 from queuestream._buffer import BLOCKED, Buffer, Stale, checked_maxsize, members
+from queuestream._meter import Meter
 from queuestream._wakeups import current_loop, end_turn, must_yield, running_asyncio_loop
 from queuestream.errors import (
     ConcurrentIterationError,
@@ -49,7 +58,15 @@ if TYPE_CHECKING:
 
     import janus
 
-__all__ = ["DEFAULT_MAXSIZE", "RUN_THREAD", "Ended", "TokenQueue", "consumer_error", "logger"]
+__all__ = [
+    "DEFAULT_MAXSIZE",
+    "RUN_THREAD",
+    "Ended",
+    "TimedOut",
+    "TokenQueue",
+    "consumer_error",
+    "logger",
+]
 
 logger = logging.getLogger("queuestream")
 
@@ -77,6 +94,10 @@ run gets a StreamClosedError after these."""
 
 class Ended(Exception):  # noqa: N818 - an event, not an error
     """The queue has ended, and the consumer has received all that was in it."""
+
+
+class TimedOut(Exception):  # noqa: N818 - an event, not an error
+    """There was no item in the time that a consumer wanted to wait."""
 
 
 def consumer_error(error: BaseException) -> BaseException:
@@ -110,6 +131,7 @@ class TokenQueue(Generic[T]):
         maxsize: As of `MixedQueue`.
         queue: The queue to use instead of one of ours.
         is_ours: Whether the run is ours to cancel (see the module's docstring).
+        join: As of `Buffer`: what to do when full, before waiting.
 
     Attributes:
         name: As given.
@@ -120,6 +142,9 @@ class TokenQueue(Generic[T]):
         is_open: Whether a run or its leavings are in it; such a queue does not survive a
             fork and is closed at exit.
         is_left: Whether this is a forked child's copy of what the parent goes on with.
+        last_dropped: When the run last had something that is not for the consumer, by the
+            monotonic clock.
+        meter: What is measured.
         lock: For the owner's state; made anew in a forked child.  Reentrant: a generator
             that the collector drops reports its end from within whatever goes on.
     """
@@ -132,6 +157,7 @@ class TokenQueue(Generic[T]):
         "_consumer_thread",
         "_consumers",
         "_is_ours",
+        "_join",
         "_sync_q",
         "_warned",
         "closed",
@@ -140,23 +166,39 @@ class TokenQueue(Generic[T]):
         "is_given",
         "is_left",
         "is_open",
+        "last_dropped",
         "lock",
+        "meter",
         "name",
     )
 
     def __init__(
-        self, name: str, maxsize: int, queue: object | None = None, *, is_ours: bool = False
+        self,
+        name: str,
+        maxsize: int,
+        queue: object | None = None,
+        *,
+        is_ours: bool = False,
+        join: Callable[[deque[T], T], bool] | None = None,
     ) -> None:
         self.name = name
         self._is_ours = is_ours
+        self._join = join
+        self.last_dropped = -inf
         self._buffer: Buffer[T] | None = None  # of a queue whose inside we know
         self._sync_q: janus.SyncQueue[T]
         self._async_q: janus.AsyncQueue[T]
         maxsize = checked_maxsize(maxsize)
         self.is_given = queue is not None
         if queue is None:
-            self._buffer = Buffer(maxsize, low=maxsize // 2)
+            self._buffer = Buffer(
+                maxsize, low=maxsize // 2, join=None if join is None else self._join_and_count
+            )
             self._sync_q, self._async_q = SyncFace(self._buffer), AsyncFace(self._buffer)
+        elif join is not None:
+            raise ValueError(
+                'overflow="merge" and queue= exclude each other: joining needs a queue of ours'
+            )
         elif maxsize is not DEFAULT_MAXSIZE:
             raise ValueError(
                 f"maxsize={maxsize!r} and queue= exclude each other: the queue has a maxsize of "
@@ -166,6 +208,7 @@ class TokenQueue(Generic[T]):
             self._sync_q, self._async_q = _checked_faces(queue)
             if isinstance(self._sync_q, SyncFace):
                 self._buffer = self._sync_q.buffer
+        self.measure(Meter())
         self._consumers: deque[object] = deque()  # the calls of `get` that go on; one at most
         self._consumer_thread: int | None = None  # where the latest one was made
         self._warned = False
@@ -177,6 +220,18 @@ class TokenQueue(Generic[T]):
         self.is_left = False
         self.lock = threading.RLock()
         _queues.add(self)
+
+    def measure(self, meter: Meter) -> None:
+        """Measure with a meter from now on."""
+        meter.buffer = self._buffer
+        self.meter = meter
+
+    def _join_and_count(self, items: deque[T], item: T) -> bool:
+        assert self._join is not None
+        if not self._join(items, item):
+            return False
+        self.meter.merged += 1  # under the buffer's lock
+        return True
 
     # -- the run's side --------------------------------------------------------------------
 
@@ -201,7 +256,8 @@ class TokenQueue(Generic[T]):
                     attempt = partial(
                         buffer.try_put, item, shut_down=SyncQueueShutDown, is_stale=is_stale
                     )
-                    buffer.wait_in_thread(attempt, None, SyncQueueFull)
+                    with self.meter.waiting():
+                        buffer.wait_in_thread(attempt, None, SyncQueueFull)
                 else:  # trio's own thread: its consumer could never come
                     self.put_at_once(item)
         except Stale:
@@ -217,10 +273,16 @@ class TokenQueue(Generic[T]):
         try:
             self._sync_q.put(item, False)
         except SyncQueueFull:
-            if current_loop() is None:
-                self._sync_q.put(item)
-            else:
+            if current_loop() is not None:
                 self.put_at_once(item)
+                return
+            with self.meter.waiting():
+                self._sync_q.put(item)
+        self._note_peak()
+
+    def _note_peak(self) -> None:
+        """Measure a queue that does not do it itself; its producers are few, and so are errors."""
+        self.meter.peak = max(self.meter.peak, self._sync_q.qsize())
 
     async def put_in_task(self, item: T, is_stale: Callable[[], bool] | None = None) -> None:
         """Put an item from a task; wait when full.
@@ -238,7 +300,7 @@ class TokenQueue(Generic[T]):
         buffer = self._buffer
         try:
             if buffer is None:
-                await self._async_q.put(item)
+                await self._put_into_given_in_task(item)
             else:
                 if must_yield():
                     await end_turn()
@@ -246,7 +308,8 @@ class TokenQueue(Generic[T]):
                     attempt = partial(
                         buffer.try_put, item, shut_down=AsyncQueueShutDown, is_stale=is_stale
                     )
-                    await buffer.wait_in_task(attempt)
+                    with self.meter.waiting():
+                        await buffer.wait_in_task(attempt)
         except Stale:
             return
         except Exception as error:
@@ -255,6 +318,14 @@ class TokenQueue(Generic[T]):
         else:
             return
         await self.refuse_in_task()
+
+    async def _put_into_given_in_task(self, item: T) -> None:
+        if self._async_q.full():
+            with self.meter.waiting():
+                await self._async_q.put(item)
+        else:
+            await self._async_q.put(item)
+        self._note_peak()
 
     def recheck(self) -> None:
         """Have those who wait for a free slot ask again whether their items are stale."""
@@ -315,18 +386,25 @@ class TokenQueue(Generic[T]):
 
     # -- the consumer's side ---------------------------------------------------------------
 
-    def get(self) -> T:
+    def get(self, limit: float | None = None, *, is_extended: bool = True) -> T:
         """Take the next item from a thread; wait for it.
+
+        Args:
+            limit: Seconds to wait at most; for ever if None.
+            is_extended: Whether they count anew from each thing that is not for the consumer.
 
         Raises:
             Ended: If there will be none.
+            TimedOut: If there was none in time.
             ConcurrentIterationError: If another consumer waits already.
         """
         me = object()
         try:
             self._enter(me)
             if not self.closed:
-                return self._sync_q.get()
+                if limit is None:
+                    return self._sync_q.get()
+                return self._get_within(limit, is_extended=is_extended)
         except Exception as error:
             if not _is_shutdown(error):
                 raise
@@ -334,7 +412,31 @@ class TokenQueue(Generic[T]):
             self._leave(me)
         raise Ended
 
-    async def get_in_task(self) -> T:
+    def _get_within(self, limit: float, *, is_extended: bool) -> T:
+        since = monotonic()
+        while True:
+            with contextlib.suppress(SyncQueueEmpty):
+                return self._sync_q.get(timeout=max(0.0, since + limit - monotonic()))
+            since = self._time_again(since, is_extended=is_extended)
+
+    async def _get_within_in_task(self, limit: float, *, is_extended: bool) -> T:
+        if self.has_items():
+            return await self._async_q.get()
+        since = monotonic()
+        while True:
+            with anyio.move_on_after(max(0.0, since + limit - monotonic())):
+                return await self._async_q.get()
+            with contextlib.suppress(AsyncQueueEmpty):  # it came in the same moment
+                return self._async_q.get_nowait()
+            since = self._time_again(since, is_extended=is_extended)
+
+    def _time_again(self, since: float, *, is_extended: bool) -> float:
+        """From when a wait that has lasted long enough counts; raise if it is over."""
+        if not is_extended or self.last_dropped <= since:
+            raise TimedOut
+        return self.last_dropped
+
+    async def get_in_task(self, limit: float | None = None, *, is_extended: bool = True) -> T:
         """Like `get`, from a task.
 
         **Cancellation**: no item is taken.
@@ -343,13 +445,37 @@ class TokenQueue(Generic[T]):
         try:
             self._enter(me)
             if not self.closed:
-                return await self._async_q.get()
+                if limit is None:
+                    return await self._async_q.get()
+                return await self._get_within_in_task(limit, is_extended=is_extended)
         except Exception as error:
             if not _is_shutdown(error):
                 raise
         finally:
             self._leave(me)
         raise Ended
+
+    def get_waiting(self, most: float) -> list[T]:
+        """Take what waits now, at most ``most`` items; perhaps nothing.
+
+        Raises:
+            ConcurrentIterationError: If another consumer waits already.
+        """
+        items: list[T] = []
+        me = object()
+        try:
+            self._enter(me)
+            waiting = 0 if self.closed else self._sync_q.qsize()
+            while len(items) < min(waiting, most):
+                items.append(self._sync_q.get(False))
+        except SyncQueueEmpty:
+            pass  # what waited was no item
+        except Exception as error:
+            if not _is_shutdown(error):
+                raise
+        finally:
+            self._leave(me)
+        return items
 
     def _enter(self, me: object) -> None:
         # Within the caller's `try`, so that a KeyboardInterrupt leaves nobody behind.
@@ -385,6 +511,7 @@ class TokenQueue(Generic[T]):
     def end(self) -> None:
         """The run is over: the consumer gets what is there, then `Ended`.  Idempotent."""
         self.ended = True
+        self.meter.stop()
         self._sync_q.shutdown()
 
     def close(self, cancel: Callable[[], object] | None = None) -> None:
@@ -400,6 +527,7 @@ class TokenQueue(Generic[T]):
             return
         # From here on idempotent: a KeyboardInterrupt may leave the rest to the next call.
         self.closed = True
+        self.meter.stop()
         if cancel is not None:
             cancel()
         if self._buffer is not None:

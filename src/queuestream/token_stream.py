@@ -14,28 +14,47 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from janus import Queue as JanusQueue
 
 from queuestream._background import is_background_loop
-from queuestream._calls import Call, check_arguments, is_async_only, make_call
-from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue
+from queuestream._calls import (
+    Call,
+    check_arguments,
+    checked_seconds,
+    is_async_only,
+    make_call,
+)
+from queuestream._meter import StreamStatistics
+from queuestream._reader import Reader
+from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TimedOut, TokenQueue
 from queuestream._wakeups import current_loop, running_asyncio_loop
-from queuestream.errors import NotFinishedError, PlacementError
-from queuestream.handlers.queue import FeedHandler
+from queuestream.errors import NotFinishedError, PlacementError, StreamTimeoutError
+from queuestream.events import Selection
+from queuestream.handlers.feed import FeedHandler
 from queuestream.producers import Run, TaskRun, ThreadRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Collection
     from types import TracebackType
 
+    import typing_extensions
+    from langchain_core.messages import AIMessageChunk
+    from langchain_core.messages.ai import UsageMetadata
     from langchain_core.runnables import Runnable, RunnableConfig
     from typing_extensions import Self
 
+    from queuestream.events import Overflow, Select, TokenEvent
+
 __all__ = ["TokenStream", "stream"]
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    T = typing_extensions.TypeVar("T", default=str)
+else:
+    T = TypeVar("T")
 
 RunIn = Literal["auto", "thread", "task", "background"]
 _PLACES = ("auto", "thread", "task", "background")
@@ -43,16 +62,95 @@ _PLACES = ("auto", "thread", "task", "background")
 _numbers = itertools.count(1)
 
 
+@overload
+def stream(
+    target: Runnable[Any, Any] | Callable[..., Any],
+    input: Any,
+    config: RunnableConfig | None = ...,
+    *,
+    select: Literal["text"] = ...,
+    maxsize: int = ...,
+    overflow: Overflow = ...,
+    run_in: RunIn = ...,
+    first_token_timeout: float | None = ...,
+    token_timeout: float | None = ...,
+    include_names: Collection[str] | None = ...,
+    include_tags: Collection[str] | None = ...,
+    include_nodes: Collection[str] | None = ...,
+    exclude_names: Collection[str] | None = ...,
+    exclude_tags: Collection[str] | None = ...,
+    exclude_nodes: Collection[str] | None = ...,
+    queue: object | None = ...,
+    **kwargs: Any,
+) -> TokenStream[str]: ...
+
+
+@overload
+def stream(
+    target: Runnable[Any, Any] | Callable[..., Any],
+    input: Any,
+    config: RunnableConfig | None = ...,
+    *,
+    select: Literal["message"],
+    maxsize: int = ...,
+    overflow: Overflow = ...,
+    run_in: RunIn = ...,
+    first_token_timeout: float | None = ...,
+    token_timeout: float | None = ...,
+    include_names: Collection[str] | None = ...,
+    include_tags: Collection[str] | None = ...,
+    include_nodes: Collection[str] | None = ...,
+    exclude_names: Collection[str] | None = ...,
+    exclude_tags: Collection[str] | None = ...,
+    exclude_nodes: Collection[str] | None = ...,
+    queue: object | None = ...,
+    **kwargs: Any,
+) -> TokenStream[AIMessageChunk]: ...
+
+
+@overload
+def stream(
+    target: Runnable[Any, Any] | Callable[..., Any],
+    input: Any,
+    config: RunnableConfig | None = ...,
+    *,
+    select: Literal["event"],
+    maxsize: int = ...,
+    overflow: Overflow = ...,
+    run_in: RunIn = ...,
+    first_token_timeout: float | None = ...,
+    token_timeout: float | None = ...,
+    include_names: Collection[str] | None = ...,
+    include_tags: Collection[str] | None = ...,
+    include_nodes: Collection[str] | None = ...,
+    exclude_names: Collection[str] | None = ...,
+    exclude_tags: Collection[str] | None = ...,
+    exclude_nodes: Collection[str] | None = ...,
+    queue: object | None = ...,
+    **kwargs: Any,
+) -> TokenStream[TokenEvent]: ...
+
+
 def stream(
     target: Runnable[Any, Any] | Callable[..., Any],
     input: Any,  # noqa: A002 - LangChain's name for it
     config: RunnableConfig | None = None,
     *,
+    select: Select = "text",
     maxsize: int = DEFAULT_MAXSIZE,
+    overflow: Overflow = "block",
     run_in: RunIn = "auto",
+    first_token_timeout: float | None = None,
+    token_timeout: float | None = None,
+    include_names: Collection[str] | None = None,
+    include_tags: Collection[str] | None = None,
+    include_nodes: Collection[str] | None = None,
+    exclude_names: Collection[str] | None = None,
+    exclude_tags: Collection[str] | None = None,
+    exclude_nodes: Collection[str] | None = None,
     queue: object | None = None,
     **kwargs: Any,
-) -> TokenStream[str]:
+) -> TokenStream[Any]:
     r"""Iterate the tokens of a run with ``for`` or ``async for`` while it goes on.
 
     Every token of every model in the run is heard, however deep the model is called.
@@ -75,25 +173,47 @@ def stream(
             async, that takes the input and has a ``callbacks`` parameter.
         input: The target's input.
         config: Its ``RunnableConfig``.  The callbacks in it are kept; ours is added last.
-        maxsize: How many tokens the run may be ahead of the consumer; 0 is unbounded.
+        select: What is iterated.  ``"text"``: ``str``, never empty.  ``"message"``: each
+            ``AIMessageChunk`` as the model gave it (made from the text where a model knows no
+            messages; made from the whole message where it did not stream).  ``"event"``: a
+            `TokenEvent` for each text, reasoning, piece of a tool call, usage, restart.
+        maxsize: How many items the run may be ahead of the consumer; 0 is unbounded.
+        overflow: What happens when ``maxsize`` items wait.  ``"block"``: the run waits.
+            ``"merge"``: the new item is joined to the last one that waits of the same model
+            run, if kind and content block match; the run waits only if they do not.  Nothing
+            is lost; a slow consumer gets bigger pieces.
         run_in: Where the run happens.  ``"thread"``: ``invoke`` in a daemon thread.
             ``"task"``: ``ainvoke`` as a task of the consumer's asyncio loop.
             ``"background"``: ``ainvoke`` on one asyncio loop that all streams share, in a
             daemon thread.  ``"auto"``: thread for a synchronous consumer (background if the
             target is async), task on asyncio, background on trio.  A plain function always
             gets a thread.
+        first_token_timeout: Seconds that one wait of the consumer may last for the first
+            item; for ever if None.  Past it the run is stopped, and the consumer gets a
+            `StreamTimeoutError`.  A consumer that does not wait is not timed.
+        token_timeout: The same for each item after the first.  What the model gives and the
+            consumer does not get (by ``select``, by the options below) restarts the wait.
+        include_names: Hear model runs of these names, as in ``astream_events``.  A run is
+            heard if any of the three include options names it; all are, if none is given.
+        include_tags: Hear model runs with one of these tags.
+        include_nodes: Hear model runs in these LangGraph nodes, subgraphs in them included.
+        exclude_names: Do not hear model runs of these names, included or not.
+        exclude_tags: Do not hear model runs with one of these tags.  ``nostream`` and
+            ``langsmith:nostream`` are always excluded.
+        exclude_nodes: Do not hear model runs in these LangGraph nodes.
         queue: The queue to use instead of a `MixedQueue`: empty, used for nothing else, and
-            following janus's protocols.  It excludes ``maxsize``.
+            following janus's protocols.  It excludes ``maxsize`` and ``overflow="merge"``.
         kwargs: More arguments for the target, ``stop=["\n"]`` say.
 
     Raises:
         TypeError: If ``target`` is neither a ``Runnable`` nor callable, or has no
-            ``callbacks`` parameter; if ``maxsize``, ``config`` or ``queue`` are of the wrong
-            type; if a keyword is nearly one of the above, or is ``callbacks``, which
-            belongs into ``config``.
-        ValueError: If ``maxsize`` is negative or given together with ``queue``, ``run_in`` is
-            none of the above or cannot serve the target, or ``queue`` is closed, not
-            empty, or another stream's.
+            ``callbacks`` parameter; if ``maxsize``, ``config``, ``queue``, a timeout or an
+            include or exclude option is of the wrong type; if a keyword is nearly one of the
+            above, or is ``callbacks``, which belongs into ``config``.
+        ValueError: If ``maxsize`` or a timeout is negative, ``select``, ``overflow`` or
+            ``run_in`` is none of the above, ``run_in`` cannot serve the target, ``queue`` is
+            given together with ``maxsize`` or ``overflow="merge"``, or is closed, not empty,
+            or another stream's.
 
     **Cancellation**: see `TokenStream`.
 
@@ -104,6 +224,20 @@ def stream(
         allowed = ", ".join(map(repr, _PLACES))
         raise ValueError(f"run_in must be one of {allowed}; got {run_in!r}")
     check_arguments(target, config, kwargs)
+    limits = (
+        checked_seconds("first_token_timeout", first_token_timeout),
+        checked_seconds("token_timeout", token_timeout),
+    )
+    selection = Selection(
+        select,
+        overflow,
+        include_names=include_names,
+        include_tags=include_tags,
+        include_nodes=include_nodes,
+        exclude_names=exclude_names,
+        exclude_tags=exclude_tags,
+        exclude_nodes=exclude_nodes,
+    )
     is_async = is_async_only(target)
     if run_in == "thread" and is_async:
         raise ValueError(
@@ -112,14 +246,16 @@ def stream(
         )
     what = getattr(target, "__name__", None) or type(target).__name__
     name = f"stream {next(_numbers)} of {what}"
-    tokens: TokenQueue[str] = TokenQueue(name, maxsize, queue, is_ours=True)
-    feed = FeedHandler(tokens)
+    tokens: TokenQueue[Any] = TokenQueue(name, maxsize, queue, is_ours=True, join=selection.join)
+    feed = FeedHandler(tokens, selection)
     call = make_call(target, input, config, kwargs, feed=feed)
     return TokenStream(
         call,
         run_in="thread" if call.coroutine is None else run_in,
         for_plain_consumer="background" if is_async else "thread",
         given_queue=queue,
+        select=select,
+        limits=limits,
     )
 
 
@@ -140,22 +276,33 @@ class TokenStream(Generic[T]):
         "_call",
         "_given_queue",
         "_is_finished",
-        "_parts",
         "_places",
+        "_reader",
         "_run",
+        "_select",
+        "_timeout",
         "_tokens",
     )
 
     def __init__(
-        self, call: Call, *, run_in: str, for_plain_consumer: str, given_queue: object | None
+        self,
+        call: Call,
+        *,
+        run_in: str,
+        for_plain_consumer: str,
+        given_queue: object | None,
+        select: str,
+        limits: tuple[float | None, float | None],
     ) -> None:
         self._call: Call | None = call  # until it starts
         self._places = run_in, for_plain_consumer
         self._given_queue = given_queue
-        self._tokens: TokenQueue[T] = call.tokens
+        self._tokens: TokenQueue[Any] = call.tokens
+        self._reader: Reader[T] = Reader(call.tokens, *limits)
+        self._select = select
         self._run: Run | None = None
         self._is_finished = False
-        self._parts: list[str] = []
+        self._timeout: StreamTimeoutError | None = None
 
     def __repr__(self) -> str:
         """Name the stream and its state."""
@@ -193,6 +340,7 @@ class TokenStream(Generic[T]):
         run = self._run = ThreadRun(call) if run_in == "thread" else TaskRun(call)
         self._call = None
         self._tokens.is_open = True
+        self._tokens.meter.began = monotonic()
         try:
             if isinstance(run, ThreadRun):
                 run.start()
@@ -235,11 +383,23 @@ class TokenStream(Generic[T]):
         Raises:
             StopIteration: If the run has ended.
             StreamClosedError: If the stream was closed early, also while this waited.
+            StreamTimeoutError: If the wait lasted longer than ``first_token_timeout`` or
+                ``token_timeout``; the run was stopped, and this is the end.
             ConcurrentIterationError: If another consumer waits already.
             PlacementError: If the run is a task of the loop that this call would hold up.
         """
         if self._is_finished:
             raise StopIteration
+        self._get_ready()
+        try:
+            return self._reader.get()
+        except (Ended, TimedOut) as end:
+            has_timed_out = isinstance(end, TimedOut)
+        self._receive_end(has_timed_out=has_timed_out)  # out here its error has no context of ours
+        raise StopIteration
+
+    def _get_ready(self) -> None:
+        """Start the run, unless it was, for a plain consumer that is about to wait for it."""
         if self._would_hold_up_the_run():
             raise PlacementError(
                 "the run is a task of this thread's own loop, which a plain for would hold up: "
@@ -247,15 +407,6 @@ class TokenStream(Generic[T]):
             )
         if self._run is None:
             self._begin(is_async=False)
-        try:
-            item = self._tokens.get()
-        except Ended:
-            pass
-        else:
-            self._parts.append(cast("str", item))
-            return item
-        self._receive_end()  # out here its error has no context of ours
-        raise StopIteration
 
     async def __anext__(self) -> T:
         """Return the next token; wait for it.
@@ -263,6 +414,7 @@ class TokenStream(Generic[T]):
         Raises:
             StopAsyncIteration: If the run has ended.
             StreamClosedError: If the stream was closed early, also while this waited.
+            StreamTimeoutError: As of ``__next__``.
             ConcurrentIterationError: If another consumer waits already.
             PlacementError: If ``run_in`` or ``queue`` cannot serve this loop.
 
@@ -273,13 +425,79 @@ class TokenStream(Generic[T]):
         if self._run is None:
             self._begin(is_async=True)
         try:
-            item = await self._tokens.get_in_task()
-        except Ended:
-            pass
-        else:
-            self._parts.append(cast("str", item))
-            return item
-        self._receive_end()
+            return await self._reader.get_in_task()
+        except (Ended, TimedOut) as end:
+            has_timed_out = isinstance(end, TimedOut)
+        self._receive_end(has_timed_out=has_timed_out)
+        raise StopAsyncIteration
+
+    def pieces(
+        self: TokenStream[str], max_tokens: int | None = None, max_delay: float = 0.0
+    ) -> Pieces:
+        """Iterate joined text, with ``for`` or ``async for``.
+
+        Each piece is all that is waiting: one token when the consumer keeps up, more when it
+        lags.  A restart ends a piece, and so does the end of the run.
+
+        >>> from langchain_core.language_models import FakeListChatModel
+        >>> model = FakeListChatModel(responses=["Hello!"])
+        >>> with stream(model, "Hi") as tokens:
+        ...     for piece in tokens.pieces(max_tokens=3, max_delay=60):
+        ...         print(piece)
+        Hel
+        lo!
+
+        Args:
+            max_tokens: The most tokens in a piece; any number if None.
+            max_delay: Seconds to wait for more tokens, after the first of a piece.
+
+        Raises:
+            TypeError: If ``max_tokens`` is no integer, or ``max_delay`` no number.
+            ValueError: If ``max_tokens`` is less than 1 or ``max_delay`` negative, or if the
+                stream does not select text.
+
+        **Cancellation**: a piece that was being gathered is kept for the next.
+
+        **Thread safety**: one consumer at a time, as with the stream itself.
+        """
+        if self._select != "text":
+            raise ValueError(
+                f'pieces() joins text, and this stream selects {self._select!r}: use select="text"'
+            )
+        if max_tokens is not None:
+            if not isinstance(cast("object", max_tokens), int) or isinstance(max_tokens, bool):
+                raise TypeError(f"max_tokens must be an int or None, not {max_tokens!r}")
+            if max_tokens < 1:
+                raise ValueError(f"max_tokens must be 1 or more, or None; not {max_tokens}")
+        if cast("object", max_delay) is None:
+            raise TypeError("max_delay must be a number of seconds, 0 or more; not None")
+        delay = checked_seconds("max_delay", max_delay)
+        return Pieces(
+            partial(self._next_piece, max_tokens, delay),
+            partial(self._next_piece_in_task, max_tokens, delay),
+        )
+
+    def _next_piece(self, max_tokens: int | None, max_delay: float | None) -> str:
+        if self._is_finished:
+            raise StopIteration
+        self._get_ready()
+        try:
+            return self._reader.get_piece(max_tokens, max_delay)
+        except (Ended, TimedOut) as end:
+            has_timed_out = isinstance(end, TimedOut)
+        self._receive_end(has_timed_out=has_timed_out)
+        raise StopIteration
+
+    async def _next_piece_in_task(self, max_tokens: int | None, max_delay: float | None) -> str:
+        if self._is_finished:
+            raise StopAsyncIteration
+        if self._run is None:
+            self._begin(is_async=True)
+        try:
+            return await self._reader.get_piece_in_task(max_tokens, max_delay)
+        except (Ended, TimedOut) as end:
+            has_timed_out = isinstance(end, TimedOut)
+        self._receive_end(has_timed_out=has_timed_out)
         raise StopAsyncIteration
 
     def _would_hold_up_the_run(self) -> bool:
@@ -294,8 +512,10 @@ class TokenStream(Generic[T]):
             in_background = (for_plain_consumer if run_in == "auto" else run_in) == "background"
         return is_here or (in_background and is_background_loop(loop))
 
-    def _receive_end(self) -> None:
+    def _receive_end(self, *, has_timed_out: bool) -> None:
         """Take note of the end; raise what the run raised."""
+        if has_timed_out:
+            self._give_up()
         if closed := self._tokens.end_error():
             raise closed
         self._is_finished = True
@@ -303,7 +523,22 @@ class TokenStream(Generic[T]):
         if error := self._error():
             raise error
 
+    def _give_up(self) -> None:
+        """A wait has lasted too long: stop the run, and raise."""
+        name = "first_token_timeout" if self._reader.is_first else "token_timeout"
+        tokens, duration = self.statistics.tokens, self.statistics.duration
+        error = self._timeout = StreamTimeoutError(
+            f"{self._tokens.name}: nothing came within {name}={self._reader.limit:g} seconds, "
+            f"after {tokens} tokens and {duration:.3f} seconds"
+        )
+        self.close()
+        self._is_finished = True
+        self._tokens.is_open = False
+        raise error
+
     def _error(self) -> BaseException | None:
+        if self._timeout is not None:
+            return self._timeout
         assert self._run is not None
         return self._tokens.failure or self._run.error
 
@@ -390,5 +625,50 @@ class TokenStream(Generic[T]):
 
     @property
     def text(self) -> str:
-        """The text delivered so far, also after an early stop."""
-        return "".join(self._parts)
+        """The text delivered so far, also after an early stop.
+
+        Without that of attempts which failed and were made anew.
+        """
+        return self._reader.text
+
+    @property
+    def usage(self) -> UsageMetadata | None:
+        """The token usage that the models have reported so far, excluded ones too; or None.
+
+        Added up over all model runs, failed attempts included.
+        """
+        return self._tokens.meter.usage()
+
+    @property
+    def statistics(self) -> StreamStatistics:
+        """What the run has done so far: a live view."""
+        return StreamStatistics(self._tokens.meter)
+
+
+class Pieces:
+    """An iterator of joined text; made by `TokenStream.pieces`."""
+
+    __slots__ = ("_get", "_get_in_task")
+
+    def __init__(self, get: Callable[[], str], get_in_task: Callable[[], Awaitable[str]]) -> None:
+        self._get = get
+        self._get_in_task = get_in_task
+
+    def __iter__(self) -> Self:
+        """Return the iterator."""
+        return self
+
+    def __aiter__(self) -> Self:
+        """Return the iterator."""
+        return self
+
+    def __next__(self) -> str:
+        """Return the next piece; raises as the stream's ``__next__`` does."""
+        return self._get()
+
+    async def __anext__(self) -> str:
+        """Return the next piece; raises as the stream's ``__anext__`` does.
+
+        **Cancellation**: what was gathered is kept for the next piece; the run goes on.
+        """
+        return await self._get_in_task()

@@ -30,10 +30,10 @@ from langchain_core.callbacks import BaseCallbackHandler
 
 from queuestream._background import run_in_background
 from queuestream._wakeups import running_asyncio_loop
-from queuestream.events import text_of_chunk, text_of_result
+from queuestream.events import About, text_of_chunk, text_of_result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
     from uuid import UUID
 
     from langchain_core.outputs import LLMResult
@@ -69,28 +69,34 @@ def _start_of(kind: str) -> Any:
 
     def on_start(
         self: StreamHandler,
+        serialized: Any = None,
         *_args: Any,
         run_id: UUID,
         parent_run_id: UUID | None = None,
-        **_kwargs: Any,
+        **details: Any,
     ) -> None:
         """LangChain calls this at the start of a run."""
         if self._has_held_up and parent_run_id in self._held_up:
             self._held_up.add(run_id)
-        self._run_started(kind, run_id, parent_run_id)
+        about = About(run_id, parent_run_id, serialized, details)
+        for item in self._run_started(kind, run_id, about):
+            self._announce(item, run_id)
 
     async def on_start_in_task(
         self: StreamHandler,
         loop: object,
+        serialized: Any = None,
         *_args: Any,
         run_id: UUID,
         parent_run_id: UUID | None = None,
-        **_kwargs: Any,
+        **details: Any,
     ) -> None:
         if running_asyncio_loop() is not loop:
             self._has_held_up = True
             self._held_up.add(run_id)
-        self._run_started(kind, run_id, parent_run_id)
+        about = About(run_id, parent_run_id, serialized, details)
+        for item in self._run_started(kind, run_id, about):
+            await self._announce_in_task(item, loop, run_id)
 
     return dual(on_start, on_start_in_task)
 
@@ -183,8 +189,15 @@ class StreamHandler(BaseCallbackHandler):
     on_tool_error = _failed
     on_retriever_error = _failed
 
-    def _run_started(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> None:
-        """A run of a kind (llm, chain, tool, retriever) starts."""
+    def _run_started(self, kind: str, run_id: UUID, about: About) -> Sequence[object]:
+        """A run of a kind (llm, chain, tool, retriever) starts; answers what to announce."""
+        return ()
+
+    def _announce(self, item: object, run_id: UUID) -> None:
+        """Announce something at a run's start, from a thread."""
+
+    async def _announce_in_task(self, item: object, loop: object, run_id: UUID) -> None:
+        """Announce something at a run's start, in a callback that was looked up on ``loop``."""
 
     def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
         """A run ends."""

@@ -16,113 +16,33 @@ import asyncio
 import contextlib
 import itertools
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 from weakref import WeakSet
-
-from langchain_core.callbacks.manager import ahandle_event, handle_event
 
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consumer_error
 from queuestream._wakeups import running_asyncio_loop
-from queuestream.handlers.base import StreamHandler, dual
+from queuestream.events import Selection, value_of
+from queuestream.handlers.feed import FeedHandler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Collection, Generator, Sequence
     from types import TracebackType
     from uuid import UUID
 
-    from langchain_core.callbacks import BaseCallbackHandler
-    from langchain_core.outputs import LLMResult
+    import typing_extensions
+    from langchain_core.messages import AIMessageChunk
     from typing_extensions import Self
 
-__all__ = ["FeedHandler", "QueueStreamHandler"]
+    from queuestream.events import About, ModelRun, Overflow, Select, TokenEvent
+
+__all__ = ["QueueStreamHandler"]
+
+if TYPE_CHECKING:
+    T = typing_extensions.TypeVar("T", default=str)
+else:
+    T = TypeVar("T")
 
 _numbers = itertools.count(1)
-
-_IGNORES = {
-    "llm": "ignore_llm",
-    "chain": "ignore_chain",
-    "tool": "ignore_agent",
-    "retriever": "ignore_retriever",
-}
-"""The attribute by which a handler declines the events of each kind of run."""
-
-
-class FeedHandler(StreamHandler):
-    """Puts the tokens that it hears into a `TokenQueue`.
-
-    Attributes:
-        tokens: The queue.
-        others: The other handlers of the run, for `report_end`.
-    """
-
-    def __init__(self, tokens: TokenQueue[Any]) -> None:
-        self._set_up(raise_error=True, may_wait=True)
-        self.tokens = tokens
-        self.others: list[BaseCallbackHandler] = []
-        # Runs that the other handlers heard start, and of whose end LangChain won't tell them
-        # if they are stopped: each with what it is ("llm", "chain") and its parent.
-        self._untold: dict[UUID, tuple[str, UUID | None]] = {}
-
-    def _deliver(self, text: str, run_id: UUID | None = None) -> None:
-        if text:
-            self._put(text, run_id)
-        elif self.tokens.closed:
-            self.tokens.refuse()
-
-    async def _deliver_in_task(self, text: str, loop: object, run_id: UUID | None = None) -> None:
-        if running_asyncio_loop() is not loop:
-            self._deliver_at_once(text)
-        elif text:
-            await self._put_in_task(text, run_id)
-        elif self.tokens.closed:
-            await self.tokens.refuse_in_task()
-
-    def _put(self, text: str, run_id: UUID | None) -> None:
-        self.tokens.put(text)
-
-    async def _put_in_task(self, text: str, run_id: UUID | None) -> None:
-        await self.tokens.put_in_task(text)
-
-    def _deliver_at_once(self, text: str) -> None:
-        if text:
-            self.tokens.put_at_once(text)
-
-    def _is_in_task(self, run_id: UUID) -> bool:
-        """Whether a run that starts here is a task's."""
-        return running_asyncio_loop() is not None and run_id not in self._held_up
-
-    on_token: Any = dual(StreamHandler._call, StreamHandler._call_in_task)  # noqa: SLF001
-
-    def _run_started(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> None:
-        """A run starts: let it, or stop it."""
-        is_refused = self.tokens.closed or self.tokens.ended
-        # agenerate tells of no cancellation
-        if self.others and (is_refused or (kind == "llm" and self._is_in_task(run_id))):
-            self._untold[run_id] = kind, parent_run_id
-        if is_refused:
-            self.tokens.refuse()
-
-    def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
-        super()._run_ended(run_id, error)
-        self._untold.pop(run_id, None)
-
-    def report_end(self, error: BaseException) -> None:
-        """Tell the other handlers of the runs whose end LangChain left out."""
-        for event, ignore, ids in self._take_untold():
-            with contextlib.suppress(Exception):  # logged by LangChain
-                handle_event(self.others, event, ignore, error, **ids)
-
-    async def report_end_in_task(self, error: BaseException) -> None:
-        """Tell the other handlers of the runs whose end LangChain left out."""
-        for event, ignore, ids in self._take_untold():
-            with contextlib.suppress(Exception):  # logged by LangChain
-                await ahandle_event(self.others, event, ignore, error, **ids)
-
-    def _take_untold(self) -> Iterator[tuple[str, str, dict[str, UUID | None]]]:
-        while self._untold:  # the last one first: children before their parents
-            run_id, (kind, parent_run_id) = self._untold.popitem()
-            ids = {"run_id": run_id, "parent_run_id": parent_run_id}
-            yield f"on_{kind}_error", _IGNORES[kind], ids
 
 
 class _End:
@@ -134,7 +54,7 @@ class _End:
         self.error = error
 
 
-class QueueStreamHandler(FeedHandler):
+class QueueStreamHandler(FeedHandler, Generic[T]):
     """A `StreamHandler` whose tokens are iterated, for code that starts the run itself.
 
     ``for token in handler`` and ``async for token in handler`` (asyncio and trio) wait for
@@ -162,13 +82,26 @@ class QueueStreamHandler(FeedHandler):
 
     Args:
         maxsize: How many tokens the run may be ahead of the consumer; 0 is unbounded.
+        select: What is iterated: ``"text"``, ``"message"`` (``AIMessageChunk``) or ``"event"``
+            (`TokenEvent`); see `stream`.
+        overflow: What happens when ``maxsize`` tokens wait: ``"block"`` or ``"merge"``; see
+            `stream`.
         queue: The queue to use instead: empty, used for nothing else, for one run only, and
-            following janus's protocols.  It excludes ``maxsize``.
+            following janus's protocols.  It excludes ``maxsize`` and ``overflow="merge"``.
+        include_names: Hear model runs of these names, see `stream`; so ``include_tags``,
+            ``include_nodes``, ``exclude_names``, ``exclude_tags`` and ``exclude_nodes``.
+        include_tags: See there.
+        include_nodes: See there.
+        exclude_names: See there.
+        exclude_tags: See there.
+        exclude_nodes: See there.
 
     Raises:
-        TypeError: If ``maxsize`` is no integer, or ``queue`` does not follow the protocols.
-        ValueError: If ``maxsize`` is negative or given together with ``queue``, or ``queue`` is
-            closed, not empty, or another stream's.
+        TypeError: If ``maxsize`` is no integer, ``queue`` does not follow the protocols, or
+            an ``include`` or ``exclude`` option is no collection of strings.
+        ValueError: If ``maxsize`` is negative or given together with ``queue``, ``queue`` is
+            closed, not empty, another stream's, or given with ``overflow="merge"``, or
+            ``select`` or ``overflow`` are none of the above.
 
     **Cancellation**: a cancelled iteration has taken no token; go on with a new one.  A task
     that is cancelled in a bare model's ``ainvoke`` before the first token reports its end
@@ -177,8 +110,80 @@ class QueueStreamHandler(FeedHandler):
     **Thread safety**: any number of producers; one consumer at a time; `close` from anywhere.
     """
 
-    def __init__(self, maxsize: int = DEFAULT_MAXSIZE, *, queue: object | None = None) -> None:
-        super().__init__(TokenQueue(f"QueueStreamHandler {next(_numbers)}", maxsize, queue))
+    @overload
+    def __init__(
+        self: QueueStreamHandler[str],
+        maxsize: int = ...,
+        *,
+        select: Literal["text"] = ...,
+        overflow: Overflow = ...,
+        queue: object | None = ...,
+        include_names: Collection[str] | None = ...,
+        include_tags: Collection[str] | None = ...,
+        include_nodes: Collection[str] | None = ...,
+        exclude_names: Collection[str] | None = ...,
+        exclude_tags: Collection[str] | None = ...,
+        exclude_nodes: Collection[str] | None = ...,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: QueueStreamHandler[AIMessageChunk],
+        maxsize: int = ...,
+        *,
+        select: Literal["message"],
+        overflow: Overflow = ...,
+        queue: object | None = ...,
+        include_names: Collection[str] | None = ...,
+        include_tags: Collection[str] | None = ...,
+        include_nodes: Collection[str] | None = ...,
+        exclude_names: Collection[str] | None = ...,
+        exclude_tags: Collection[str] | None = ...,
+        exclude_nodes: Collection[str] | None = ...,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: QueueStreamHandler[TokenEvent],
+        maxsize: int = ...,
+        *,
+        select: Literal["event"],
+        overflow: Overflow = ...,
+        queue: object | None = ...,
+        include_names: Collection[str] | None = ...,
+        include_tags: Collection[str] | None = ...,
+        include_nodes: Collection[str] | None = ...,
+        exclude_names: Collection[str] | None = ...,
+        exclude_tags: Collection[str] | None = ...,
+        exclude_nodes: Collection[str] | None = ...,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        maxsize: int = DEFAULT_MAXSIZE,
+        *,
+        select: Select = "text",
+        overflow: Overflow = "block",
+        queue: object | None = None,
+        include_names: Collection[str] | None = None,
+        include_tags: Collection[str] | None = None,
+        include_nodes: Collection[str] | None = None,
+        exclude_names: Collection[str] | None = None,
+        exclude_tags: Collection[str] | None = None,
+        exclude_nodes: Collection[str] | None = None,
+    ) -> None:
+        selection = Selection(
+            select,
+            overflow,
+            include_names=include_names,
+            include_tags=include_tags,
+            include_nodes=include_nodes,
+            exclude_names=exclude_names,
+            exclude_tags=exclude_tags,
+            exclude_nodes=exclude_nodes,
+        )
+        name = f"QueueStreamHandler {next(_numbers)}"
+        super().__init__(TokenQueue(name, maxsize, queue, join=selection.join), selection)
         self._open: set[UUID] = set()  # runs that were heard to start and not to end
         self._outermost: set[UUID] = set()  # those whose parent was not open
         self.is_running = False  # one of them started, and its sentinel is not put
@@ -190,14 +195,17 @@ class QueueStreamHandler(FeedHandler):
 
     # -- the runs --------------------------------------------------------------------------
 
-    def _run_started(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> None:
+    def _run_started(self, kind: str, run_id: UUID, about: About) -> Sequence[object]:
         tokens = self.tokens
         if tokens.ended and not tokens.closed:
             raise ValueError(
                 f"the queue that was given to {tokens.name} serves one run, and that has ended; "
                 "leave queue= out to use a handler for several"
             )
-        super()._run_started(kind, run_id, parent_run_id)
+        return super()._run_started(kind, run_id, about)
+
+    def _admit(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> bool:
+        tokens = self.tokens
         with tokens.lock:
             if run_id in self._open:
                 error = ValueError(
@@ -214,6 +222,7 @@ class QueueStreamHandler(FeedHandler):
         if kind != "chain" and run_id in self._outermost and self._is_in_task(run_id):
             self._watched[run_id] = {}
             self._watch(run_id, is_whole_run=True)
+        return not self._is_stale(run_id)
 
     def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
         super()._run_ended(run_id, error)
@@ -239,31 +248,30 @@ class QueueStreamHandler(FeedHandler):
             self._stale.add(run_id)
             self._has_stale = True
         self._open.clear()
+        self._begin_anew()
         self._put_sentinel(error)
         if self._has_stale:
             self.tokens.recheck()
 
-    def _put(self, text: str, run_id: UUID | None) -> None:
-        self.tokens.put(text, partial(self._is_stale, run_id))
+    def _put(self, item: object, run_id: UUID | None) -> None:
+        self.tokens.put(item, partial(self._is_stale, run_id))
 
-    async def _put_in_task(self, text: str, run_id: UUID | None) -> None:
-        await self.tokens.put_in_task(text, partial(self._is_stale, run_id))
+    async def _put_in_task(self, item: object, run_id: UUID | None) -> None:
+        await self.tokens.put_in_task(item, partial(self._is_stale, run_id))
 
     def _is_stale(self, run_id: UUID | None) -> bool:
         return self._has_stale and run_id in self._stale
 
-    def _note_token(self, run_id: UUID | None) -> bool:
-        if run_id is not None and run_id is not self._latest:
-            if self._is_stale(run_id):
-                return False
-            if run_id in self._watched and run_id not in self._streamed:
-                self._watch(run_id, is_whole_run=False)
-        return super()._note_token(run_id)
-
-    def _whole_text(self, response: LLMResult, run_id: UUID | None) -> str:
+    def _run_of(self, run_id: UUID | None, details: dict[str, Any]) -> ModelRun | None:
         if self._is_stale(run_id):
-            return ""
-        return super()._whole_text(response, run_id)
+            return None
+        if run_id is not None and run_id in self._watched and not self._has_streamed(run_id):
+            self._watch(run_id, is_whole_run=False)
+        return super()._run_of(run_id, details)
+
+    def _has_streamed(self, run_id: UUID) -> bool:
+        run = self._runs.get(run_id)
+        return run is not None and run.streamed
 
     def _watch(self, run_id: UUID, *, is_whole_run: bool) -> None:
         """See to it that a cancelled run ends the iteration.
@@ -281,7 +289,7 @@ class QueueStreamHandler(FeedHandler):
             task.add_done_callback(callback)
 
     def _task_done(self, run_id: UUID, task: asyncio.Task[Any], *, is_whole_run: bool) -> None:
-        if task.cancelled() or (is_whole_run and run_id not in self._streamed):
+        if task.cancelled() or (is_whole_run and not self._has_streamed(run_id)):
             self._run_ended(run_id, asyncio.CancelledError())
 
     # -- the consumer ----------------------------------------------------------------------
@@ -331,25 +339,25 @@ class QueueStreamHandler(FeedHandler):
     ) -> None:
         self.close()
 
-    def __iter__(self) -> _Iteration:
+    def __iter__(self) -> _Iteration[T]:
         """Iterate the tokens of one run."""
         return _Iteration(self)
 
-    def __aiter__(self) -> _Iteration:
+    def __aiter__(self) -> _Iteration[T]:
         """Iterate the tokens of one run, on asyncio or trio."""
         return _Iteration(self)
 
-    def get_stream(self) -> Generator[str, None, None]:
+    def get_stream(self) -> Generator[T, None, None]:
         """Iterate the tokens of one run, as a generator."""
         yield from self
 
 
-class _Iteration:
+class _Iteration(Generic[T]):
     """One iteration of a handler, up to a sentinel."""
 
     __slots__ = ("_handler", "_is_over")
 
-    def __init__(self, handler: QueueStreamHandler) -> None:
+    def __init__(self, handler: QueueStreamHandler[T]) -> None:
         self._handler = handler
         self._is_over = False
 
@@ -359,27 +367,29 @@ class _Iteration:
     def __aiter__(self) -> Self:
         return self
 
-    def __next__(self) -> str:
+    def __next__(self) -> T:
         if self._is_over:
             raise StopIteration
-        try:
-            item = self._handler.tokens.get()
-        except Ended:
-            item = None
-        if isinstance(item, str):
-            return item
+        item: Any = None
+        with contextlib.suppress(Ended):
+            while (value := value_of(item := self._handler.tokens.get())) is None:
+                if isinstance(item, _End):
+                    break
+            else:
+                return cast("T", value)
         self._finish(item)  # out here its error has no context of ours
         raise StopIteration
 
-    async def __anext__(self) -> str:
+    async def __anext__(self) -> T:
         if self._is_over:
             raise StopAsyncIteration
-        try:
-            item = await self._handler.tokens.get_in_task()
-        except Ended:
-            item = None
-        if isinstance(item, str):
-            return item
+        item: Any = None
+        with contextlib.suppress(Ended):
+            while (value := value_of(item := await self._handler.tokens.get_in_task())) is None:
+                if isinstance(item, _End):
+                    break
+            else:
+                return cast("T", value)
         self._finish(item)  # out here its error has no context of ours
         raise StopAsyncIteration
 

@@ -1,0 +1,282 @@
+"""`FeedHandler`: fills a `TokenQueue` with what it hears, by a `Selection`.
+
+A token takes this way: LangChain's callback, the model run that it belongs to (that of
+the token before, mostly), what the selection makes of it, the queue.  All that happens
+once for each run stands beside that way: who is heard, restarts, what is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks.manager import ahandle_event, handle_event
+
+from queuestream._attempts import Attempts
+from queuestream._meter import Meter
+from queuestream._wakeups import running_asyncio_loop
+from queuestream.events import About, ModelRun, Selection, first_generation
+from queuestream.handlers.base import StreamHandler, dual
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from uuid import UUID
+
+    from langchain_core.callbacks import BaseCallbackHandler
+    from langchain_core.outputs import LLMResult
+
+    from queuestream._token_queue import TokenQueue
+
+__all__ = ["FeedHandler"]
+
+_IGNORES = {
+    "llm": "ignore_llm",
+    "chain": "ignore_chain",
+    "tool": "ignore_agent",
+    "retriever": "ignore_retriever",
+}
+"""The attribute by which a handler declines the events of each kind of run."""
+
+
+class FeedHandler(StreamHandler):
+    """Puts the tokens that it hears into a `TokenQueue`.
+
+    Attributes:
+        tokens: The queue.
+        others: The other handlers of the run, for `report_end`.
+    """
+
+    def __init__(self, tokens: TokenQueue[Any], selection: Selection) -> None:
+        self._set_up(raise_error=True, may_wait=True)
+        self.tokens = tokens
+        self._selection = selection
+        self._nameless = None, ModelRun(About(None, None), 1, is_heard=True)  # of direct calls
+        self._nameless[1].streamed = True
+        self._begin_anew()
+        self.others: list[BaseCallbackHandler] = []
+        # Runs that the other handlers heard start, and of whose end LangChain won't tell them
+        # if they are stopped: each with what it is ("llm", "chain") and its parent.
+        self._untold: dict[UUID, tuple[str, UUID | None]] = {}
+
+    def _begin_anew(self) -> None:
+        """Forget all runs."""
+        meter = self.tokens.meter = Meter()
+        self.tokens.measure(meter)
+        self._attempts = Attempts(meter.restarts)
+        self._runs: dict[UUID, ModelRun] = {}  # the model runs that go on
+        # The model run that had the last chunk.  A pair, so that it changes at once.
+        self._latest_run: tuple[UUID | None, ModelRun] = self._nameless
+
+    # -- the runs --------------------------------------------------------------------------
+
+    def _is_in_task(self, run_id: UUID) -> bool:
+        """Whether a run that starts here is a task's."""
+        return running_asyncio_loop() is not None and run_id not in self._held_up
+
+    def _run_started(self, kind: str, run_id: UUID, about: About) -> Sequence[object]:
+        """A run starts: let it, or stop it."""
+        is_refused = self.tokens.closed or self.tokens.ended
+        # agenerate tells of no cancellation
+        if self.others and (is_refused or (kind == "llm" and self._is_in_task(run_id))):
+            self._untold[run_id] = kind, about.parent_run_id
+        if is_refused:
+            self.tokens.refuse()
+        if not self._admit(kind, run_id, about.parent_run_id):
+            return ()
+        void = self._attempts.run_started(run_id, about.parent_run_id)
+        if kind == "llm":
+            self._add_run(run_id, about)
+        if not void:
+            return ()
+        if self.others:  # it may be refused while it waits to announce itself
+            self._untold[run_id] = kind, about.parent_run_id
+        return (self._selection.restart(void, about, self._attempts.number_of(run_id)),)
+
+    def _admit(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> bool:
+        """Whether a run that starts is one that the consumer hears of."""
+        return True
+
+    def _add_run(self, run_id: UUID, about: About) -> ModelRun:
+        run = ModelRun(about, self._attempts.number, is_heard=self._selection.filter.hears(about))
+        self._runs[run_id] = run
+        self.tokens.meter.counters.append(run)
+        return run
+
+    def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
+        super()._run_ended(run_id, error)
+        self._latest_run = self._nameless
+        self._runs.pop(run_id, None)
+        self._attempts.run_ended(run_id, error)
+        self._untold.pop(run_id, None)
+
+    # -- from LangChain's calls to items -----------------------------------------------------
+
+    def _new_token(
+        self, token: object, *, chunk: Any = None, run_id: UUID | None = None, **details: Any
+    ) -> None:
+        """LangChain calls this for each token; you may, too, without a run id.
+
+        Where an asyncio loop runs in the calling thread, it is a coroutine function: direct
+        calls must then be awaited.
+        """
+        latest = self._latest_run
+        run = latest[1] if latest[0] is run_id else self._run_of(run_id, details)
+        if run is None:
+            return
+        items = self._selection.items(run, token, chunk)
+        if not run.has_text:
+            self._note(run, items)
+        is_held_up = self._has_held_up and run_id in self._held_up
+        if items:
+            self._put_all(items, run_id, is_held_up=is_held_up)
+        elif self._is_closed_at_drop() and not is_held_up:
+            self.tokens.refuse()
+
+    async def _new_token_in_task(
+        self,
+        loop: object,
+        token: object,
+        *,
+        chunk: Any = None,
+        run_id: UUID | None = None,
+        **details: Any,
+    ) -> None:
+        latest = self._latest_run
+        run = latest[1] if latest[0] is run_id else self._run_of(run_id, details)
+        if run is None:
+            return
+        items = self._selection.items(run, token, chunk)
+        if not run.has_text:
+            self._note(run, items)
+        if items:
+            await self._put_all_in_task(items, run_id, loop)
+        elif self._is_closed_at_drop() and running_asyncio_loop() is loop:
+            await self.tokens.refuse_in_task()
+
+    on_llm_new_token: Any = dual(_new_token, _new_token_in_task)
+
+    def _run_of(self, run_id: UUID | None, details: dict[str, Any]) -> ModelRun | None:
+        """The run of a chunk, where that is not the run of the chunk before; None to drop it."""
+        if run_id is None:
+            self._latest_run = self._nameless
+            return self._nameless[1]
+        run = self._runs.get(run_id)
+        if run is None:  # its start was not reported
+            run = self._add_run(run_id, About(run_id, details.get("parent_run_id"), None, details))
+        run.streamed = True
+        self._latest_run = run_id, run
+        return run
+
+    def _note(self, run: ModelRun, items: Sequence[object]) -> None:
+        """Take note of the first item of all, and of a run's first text."""
+        meter = self.tokens.meter
+        if items and meter.first is None:
+            meter.first = monotonic()
+        if run.characters:
+            run.has_text = True
+            self._attempts.text_delivered(run.about.run_id, run)
+
+    def _is_closed_at_drop(self) -> bool:
+        """Take note of something that is not for the consumer; whether that has gone."""
+        self.tokens.last_dropped = monotonic()
+        return self.tokens.closed
+
+    def _llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any) -> None:
+        """LangChain calls this at the end of a model run."""
+        if run_id is None:
+            return
+        try:
+            if items := self._last_items(response, run_id):
+                is_held_up = self._has_held_up and run_id in self._held_up
+                self._put_all(items, run_id, is_held_up=is_held_up)
+        finally:
+            self._run_ended(run_id, None)
+
+    async def _llm_end_in_task(
+        self, loop: object, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        if run_id is None:
+            return
+        try:
+            if items := self._last_items(response, run_id):
+                await self._put_all_in_task(items, run_id, loop)
+        finally:
+            self._run_ended(run_id, None)
+
+    on_llm_end: Any = dual(_llm_end, _llm_end_in_task)
+
+    def _last_items(self, response: LLMResult, run_id: UUID) -> Sequence[object]:
+        """What the end of a model run brings: all, if it did not stream."""
+        run = self._runs.get(run_id)
+        generation = first_generation(response)
+        if run is None or generation is None:
+            return ()
+        if run.streamed:
+            return self._selection.usage_item(run, generation)
+        items = self._selection.items(run, "", generation)
+        self._note(run, items)
+        if not items:
+            self._is_closed_at_drop()
+        return items
+
+    # Called by hand, as the on_token of another handler, it is as if without a run.
+
+    def _deliver(self, text: str, run_id: UUID | None = None) -> None:
+        self._new_token(text, run_id=run_id)
+
+    async def _deliver_in_task(self, text: str, loop: object, run_id: UUID | None = None) -> None:
+        await self._new_token_in_task(loop, text, run_id=run_id)
+
+    on_token: Any = dual(StreamHandler._call, StreamHandler._call_in_task)  # noqa: SLF001
+
+    # -- from items to the queue -------------------------------------------------------------
+
+    def _put_all(self, items: Sequence[object], run_id: UUID | None, *, is_held_up: bool) -> None:
+        for item in items:
+            if is_held_up:
+                self.tokens.put_at_once(item)
+            else:
+                self._put(item, run_id)
+
+    async def _put_all_in_task(
+        self, items: Sequence[object], run_id: UUID | None, loop: object
+    ) -> None:
+        is_held_up = running_asyncio_loop() is not loop
+        for item in items:
+            if is_held_up:
+                self.tokens.put_at_once(item)
+            else:
+                await self._put_in_task(item, run_id)
+
+    def _put(self, item: object, run_id: UUID | None) -> None:
+        self.tokens.put(item)
+
+    async def _put_in_task(self, item: object, run_id: UUID | None) -> None:
+        await self.tokens.put_in_task(item)
+
+    def _announce(self, item: object, run_id: UUID) -> None:
+        self._put_all((item,), run_id, is_held_up=self._has_held_up and run_id in self._held_up)
+
+    async def _announce_in_task(self, item: object, loop: object, run_id: UUID) -> None:
+        await self._put_all_in_task((item,), run_id, loop)
+
+    # -- the end of the run ------------------------------------------------------------------
+
+    def report_end(self, error: BaseException) -> None:
+        """Tell the other handlers of the runs whose end LangChain left out."""
+        for event, ignore, ids in self._take_untold():
+            with contextlib.suppress(Exception):  # logged by LangChain
+                handle_event(self.others, event, ignore, error, **ids)
+
+    async def report_end_in_task(self, error: BaseException) -> None:
+        """Tell the other handlers of the runs whose end LangChain left out."""
+        for event, ignore, ids in self._take_untold():
+            with contextlib.suppress(Exception):  # logged by LangChain
+                await ahandle_event(self.others, event, ignore, error, **ids)
+
+    def _take_untold(self) -> Iterator[tuple[str, str, dict[str, UUID | None]]]:
+        while self._untold:  # the last one first: children before their parents
+            run_id, (kind, parent_run_id) = self._untold.popitem()
+            ids = {"run_id": run_id, "parent_run_id": parent_run_id}
+            yield f"on_{kind}_error", _IGNORES[kind], ids
