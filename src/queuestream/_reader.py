@@ -43,7 +43,16 @@ class Reader(Generic[T]):
         kept: Items that were taken from the queue and not delivered, by a piece.
     """
 
-    __slots__ = ("_later_limit", "_segment", "_segments", "is_first", "kept", "limit", "tokens")
+    __slots__ = (
+        "_later_limit",
+        "_segments",
+        "_texts",
+        "_whose",
+        "is_first",
+        "kept",
+        "limit",
+        "tokens",
+    )
 
     def __init__(
         self, tokens: TokenQueue[Any], first_limit: float | None, later_limit: float | None
@@ -55,7 +64,9 @@ class Reader(Generic[T]):
         self.kept: deque[Any] = deque()
         # The delivered text: whose it is, and the pieces of it.
         self._segments: list[tuple[Counter, list[str]]] = []
-        self._segment: tuple[Counter | None, list[str]] = (None, [])
+        # The last of them.
+        self._whose: Counter | None = None
+        self._texts: list[str] = []
 
     @property
     def text(self) -> str:
@@ -73,7 +84,7 @@ class Reader(Generic[T]):
             ConcurrentIterationError: If another consumer waits already.
         """
         while True:
-            item = self._take_kept()
+            item = self._take_kept() if self.kept else None
             if item is None:
                 item = self.tokens.get(self.limit)
             if (value := self._value(item)) is not None:
@@ -85,19 +96,23 @@ class Reader(Generic[T]):
         **Cancellation**: no item is taken.
         """
         while True:
-            item = self._take_kept()
+            item = self._take_kept() if self.kept else None
             if item is None:
                 item = await self.tokens.get_in_task(self.limit)
             if (value := self._value(item)) is not None:
                 return value
 
     def _take_kept(self) -> Any:
-        return self.kept.popleft() if self.kept and not self.tokens.closed else None
+        return None if self.tokens.closed else self.kept.popleft()
 
     def _value(self, item: Any) -> T | None:
         """What the consumer gets for an item; None if nothing."""
         if type(item) is tuple:
-            return self.deliver(*item)
+            run, value = item
+            if run is self._whose and type(value) is str:  # as in `deliver`, but shorter
+                self._texts.append(value)
+                return cast("T", value)
+            return self.deliver(run, value)
         if isinstance(item, Joinable):
             return self.deliver(item.run, item.value())
         self.restart(item)
@@ -110,18 +125,17 @@ class Reader(Generic[T]):
             self.limit = self._later_limit
         text = value if type(value) is str else text_of_value(value)
         if text:
-            whose, texts = self._segment
-            if whose is not run:
-                texts = []
-                self._segment = segment = run, texts
-                self._segments.append(segment)
-            texts.append(text)
+            if run is not self._whose:
+                self._whose = run
+                self._texts = []
+                self._segments.append((run, self._texts))
+            self._texts.append(text)
         return cast("T", value)
 
     def restart(self, restart: Restart) -> None:
         """An attempt has failed: what it delivered is void."""
         self._segments = [each for each in self._segments if each[0] not in restart.void]
-        self._segment = None, []
+        self._whose = None
 
     # -- piece by piece ----------------------------------------------------------------------
 

@@ -467,7 +467,11 @@ class Selection:
             return ()
         if self.select != "text":
             return self._messages_or_events(run, _message_of(token, chunk))
-        text = text_of_chunk(token, chunk) if message is None else text_of_content(message.content)
+        if message is None:
+            text = text_of_chunk(token, chunk)
+        else:
+            content = message.content
+            text = content if type(content) is str else text_of_content(content)
         if not text:
             return ()
         run.tokens += 1

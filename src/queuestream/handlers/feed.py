@@ -20,7 +20,7 @@ from queuestream.events import About, ModelRun, Selection, first_generation
 from queuestream.handlers.base import StreamHandler, dual
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from uuid import UUID
 
     from langchain_core.callbacks import BaseCallbackHandler
@@ -127,10 +127,9 @@ class FeedHandler(StreamHandler):
         items = self._selection.items(run, token, chunk)
         if not run.has_text:
             self._note(run, items)
-        is_held_up = self._has_held_up and run_id in self._held_up
         if items:
-            self._put_all(items, run_id, is_held_up=is_held_up)
-        elif self._is_closed_at_drop() and not is_held_up:
+            self._put_all(items, run_id)
+        elif self._is_closed_at_drop() and run_id not in self._held_up:
             self.tokens.refuse()
 
     async def _new_token_in_task(
@@ -188,8 +187,7 @@ class FeedHandler(StreamHandler):
             return
         try:
             if items := self._last_items(response, run_id):
-                is_held_up = self._has_held_up and run_id in self._held_up
-                self._put_all(items, run_id, is_held_up=is_held_up)
+                self._put_all(items, run_id)
         finally:
             self._run_ended(run_id, None)
 
@@ -232,31 +230,34 @@ class FeedHandler(StreamHandler):
 
     # -- from items to the queue -------------------------------------------------------------
 
-    def _put_all(self, items: Sequence[object], run_id: UUID | None, *, is_held_up: bool) -> None:
-        for item in items:
-            if is_held_up:
+    def _put_all(self, items: Sequence[object], run_id: UUID | None) -> None:
+        """Put items from a thread."""
+        if self._has_held_up and run_id in self._held_up:
+            for item in items:
                 self.tokens.put_at_once(item)
-            else:
-                self._put(item, run_id)
+        else:
+            is_stale = self._staleness_of(run_id)
+            for item in items:
+                self.tokens.put(item, is_stale)
 
     async def _put_all_in_task(
         self, items: Sequence[object], run_id: UUID | None, loop: object
     ) -> None:
-        is_held_up = running_asyncio_loop() is not loop
-        for item in items:
-            if is_held_up:
+        """Put items from a callback that was looked up on ``loop``."""
+        if running_asyncio_loop() is not loop:
+            for item in items:
                 self.tokens.put_at_once(item)
-            else:
-                await self._put_in_task(item, run_id)
+        else:
+            is_stale = self._staleness_of(run_id)
+            for item in items:
+                await self.tokens.put_in_task(item, is_stale)
 
-    def _put(self, item: object, run_id: UUID | None) -> None:
-        self.tokens.put(item)
-
-    async def _put_in_task(self, item: object, run_id: UUID | None) -> None:
-        await self.tokens.put_in_task(item)
+    def _staleness_of(self, run_id: UUID | None) -> Callable[[], bool] | None:
+        """What tells that nobody is to have a run's items any more; None if that cannot be."""
+        return None
 
     def _announce(self, item: object, run_id: UUID) -> None:
-        self._put_all((item,), run_id, is_held_up=self._has_held_up and run_id in self._held_up)
+        self._put_all((item,), run_id)
 
     async def _announce_in_task(self, item: object, loop: object, run_id: UUID) -> None:
         await self._put_all_in_task((item,), run_id, loop)

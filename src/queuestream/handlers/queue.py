@@ -253,11 +253,8 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
         if self._has_stale:
             self.tokens.recheck()
 
-    def _put(self, item: object, run_id: UUID | None) -> None:
-        self.tokens.put(item, partial(self._is_stale, run_id))
-
-    async def _put_in_task(self, item: object, run_id: UUID | None) -> None:
-        await self.tokens.put_in_task(item, partial(self._is_stale, run_id))
+    def _staleness_of(self, run_id: UUID | None) -> Callable[[], bool]:
+        return partial(self._is_stale, run_id)
 
     def _is_stale(self, run_id: UUID | None) -> bool:
         return self._has_stale and run_id in self._stale
