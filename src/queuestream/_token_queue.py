@@ -54,7 +54,7 @@ from queuestream.errors import (
 from queuestream.mixed_queue import AsyncFace, SyncFace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import janus
 
@@ -402,9 +402,16 @@ class TokenQueue(Generic[T]):
         try:
             self._enter(me)
             if not self.closed:
-                if limit is None:
+                buffer = self._buffer
+                if limit is not None:
+                    return self._get_within(limit, is_extended=is_extended)
+                if buffer is None:
                     return self._sync_q.get()
-                return self._get_within(limit, is_extended=is_extended)
+                item = buffer.try_get(None, SyncQueueShutDown)
+                if item is BLOCKED:
+                    attempt = partial(buffer.try_get, shut_down=SyncQueueShutDown)
+                    return buffer.wait_in_thread(attempt, None, SyncQueueEmpty)
+                return item
         except Exception as error:
             if not _is_shutdown(error):
                 raise
@@ -445,9 +452,18 @@ class TokenQueue(Generic[T]):
         try:
             self._enter(me)
             if not self.closed:
-                if limit is None:
+                buffer = self._buffer
+                if limit is not None:
+                    return await self._get_within_in_task(limit, is_extended=is_extended)
+                if buffer is None:
                     return await self._async_q.get()
-                return await self._get_within_in_task(limit, is_extended=is_extended)
+                if must_yield():
+                    await end_turn()
+                item = buffer.try_get(None, AsyncQueueShutDown)
+                if item is BLOCKED:
+                    attempt = partial(buffer.try_get, shut_down=AsyncQueueShutDown)
+                    return await buffer.wait_in_task(attempt)
+                return item
         except Exception as error:
             if not _is_shutdown(error):
                 raise
@@ -455,27 +471,61 @@ class TokenQueue(Generic[T]):
             self._leave(me)
         raise Ended
 
-    def get_waiting(self, most: float) -> list[T]:
-        """Take what waits now, at most ``most`` items; perhaps nothing.
+    # A piece is made of several items; its consumer is one, from the first to the last.
+
+    @contextlib.contextmanager
+    def consuming(self) -> Iterator[None]:
+        """Be the one consumer in this block.
 
         Raises:
-            ConcurrentIterationError: If another consumer waits already.
+            ConcurrentIterationError: If there is another already.
         """
-        items: list[T] = []
         me = object()
         try:
             self._enter(me)
-            waiting = 0 if self.closed else self._sync_q.qsize()
-            while len(items) < min(waiting, most):
-                items.append(self._sync_q.get(False))
-        except SyncQueueEmpty:
-            pass  # what waited was no item
+            yield
+        finally:
+            self._leave(me)
+
+    def get_more(self, limit: float | None, *, is_extended: bool) -> T:
+        """Like `get`, where the caller is `consuming`."""
+        try:
+            if not self.closed:
+                if limit is None:
+                    return self._sync_q.get()
+                return self._get_within(limit, is_extended=is_extended)
         except Exception as error:
             if not _is_shutdown(error):
                 raise
-        finally:
-            self._leave(me)
-        return items
+        raise Ended
+
+    async def get_more_in_task(self, limit: float | None, *, is_extended: bool) -> T:
+        """Like `get_in_task`, where the caller is `consuming`."""
+        try:
+            if not self.closed:
+                if limit is None:
+                    return await self._async_q.get()
+                return await self._get_within_in_task(limit, is_extended=is_extended)
+        except Exception as error:
+            if not _is_shutdown(error):
+                raise
+        raise Ended
+
+    def get_waiting(self) -> Iterator[T]:
+        """Take what waits now, perhaps nothing, where the caller is `consuming`.
+
+        Each item is taken when it is asked for: nobody who is interrupted has taken more.
+        """
+        for _ in range(self._sync_q.qsize()):
+            try:
+                item = self._sync_q.get(False)
+            except SyncQueueEmpty:
+                return  # what waited was no item
+            except Exception as error:
+                if not _is_shutdown(error):
+                    raise
+                return
+            yield item
 
     def _enter(self, me: object) -> None:
         # Within the caller's `try`, so that a KeyboardInterrupt leaves nobody behind.
@@ -488,8 +538,10 @@ class TokenQueue(Generic[T]):
         self._consumer_thread = threading.get_ident()
 
     def _leave(self, me: object) -> None:
-        with contextlib.suppress(ValueError):  # interrupted before it entered
+        try:
             self._consumers.remove(me)
+        except ValueError:  # interrupted before it entered
+            pass
 
     def end_error(self) -> StreamClosedError | None:
         """Why a consumer that met `Ended` did not meet the end, if it did not."""

@@ -390,7 +390,8 @@ class TokenStream(Generic[T]):
         """
         if self._is_finished:
             raise StopIteration
-        self._get_ready()
+        if self._run is None or running_asyncio_loop() is not None:
+            self._get_ready()
         try:
             return self._reader.get()
         except (Ended, TimedOut) as end:
@@ -480,7 +481,8 @@ class TokenStream(Generic[T]):
     def _next_piece(self, max_tokens: int | None, max_delay: float | None) -> str:
         if self._is_finished:
             raise StopIteration
-        self._get_ready()
+        if self._run is None or running_asyncio_loop() is not None:
+            self._get_ready()
         try:
             return self._reader.get_piece(max_tokens, max_delay)
         except (Ended, TimedOut) as end:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -60,7 +61,7 @@ class dual:  # noqa: N801 - used as a decorator is
             return self._plain
         loop = running_asyncio_loop()
         if loop is None or not handler.may_wait:
-            return self._plain.__get__(handler, owner)
+            return MethodType(self._plain, handler)
         return partial(self._coroutine, handler, loop)
 
 

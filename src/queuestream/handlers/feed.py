@@ -47,6 +47,8 @@ class FeedHandler(StreamHandler):
         others: The other handlers of the run, for `report_end`.
     """
 
+    _can_be_stale = False  # whether a run may go on when nobody is to have its items any more
+
     def __init__(self, tokens: TokenQueue[Any], selection: Selection) -> None:
         self._set_up(raise_error=True, may_wait=True)
         self.tokens = tokens
@@ -236,7 +238,7 @@ class FeedHandler(StreamHandler):
             for item in items:
                 self.tokens.put_at_once(item)
         else:
-            is_stale = self._staleness_of(run_id)
+            is_stale = self._staleness_of(run_id) if self._can_be_stale else None
             for item in items:
                 self.tokens.put(item, is_stale)
 
@@ -248,13 +250,13 @@ class FeedHandler(StreamHandler):
             for item in items:
                 self.tokens.put_at_once(item)
         else:
-            is_stale = self._staleness_of(run_id)
+            is_stale = self._staleness_of(run_id) if self._can_be_stale else None
             for item in items:
                 await self.tokens.put_in_task(item, is_stale)
 
-    def _staleness_of(self, run_id: UUID | None) -> Callable[[], bool] | None:
-        """What tells that nobody is to have a run's items any more; None if that cannot be."""
-        return None
+    def _staleness_of(self, run_id: UUID | None) -> Callable[[], bool]:
+        """What tells that nobody is to have a run's items any more."""
+        raise NotImplementedError  # pragma: no cover - only where `_can_be_stale`
 
     def _announce(self, item: object, run_id: UUID) -> None:
         self._put_all((item,), run_id)

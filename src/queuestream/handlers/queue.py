@@ -110,6 +110,8 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
     **Thread safety**: any number of producers; one consumer at a time; `close` from anywhere.
     """
 
+    _can_be_stale = True
+
     @overload
     def __init__(
         self: QueueStreamHandler[str],
