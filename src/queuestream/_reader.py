@@ -1,7 +1,7 @@
 """The consumer's end of a stream: items become values, waits are timed, text is kept.
 
-A piece (`Reader.get_piece`) is gathered outside of the reader, and what has been gathered
-is put back if the gathering is left early, so that a cancelled consumer has taken nothing.
+A piece (`Reader.get_piece`) is gathered in the reader, and leaves it when it is delivered.
+So whoever is cancelled or interrupted in between has taken nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,6 @@ from queuestream._wakeups import end_turn, must_yield
 from queuestream.events import Joinable, Restart, text_of_value
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
     from queuestream._meter import Counter
     from queuestream._token_queue import TokenQueue
 
@@ -96,14 +92,19 @@ class Reader(Generic[T]):
         **Cancellation**: no item is taken.
         """
         while True:
-            item = self._take_kept() if self.kept else None
+            item = None
+            if self.kept:
+                if must_yield():
+                    await end_turn()
+                item = self._take_kept()
             if item is None:
                 item = await self.tokens.get_in_task(self.limit)
             if (value := self._value(item)) is not None:
                 return value
 
     def _take_kept(self) -> Any:
-        return None if self.tokens.closed else self.kept.popleft()
+        with self.tokens.consuming():
+            return self.kept.popleft() if self.kept and not self.tokens.closed else None
 
     def _value(self, item: Any) -> T | None:
         """What the consumer gets for an item; None if nothing."""
@@ -146,92 +147,98 @@ class Reader(Generic[T]):
             max_tokens: The most tokens that are joined.
             max_delay: Seconds to wait for more after the first; to the end if None.
         """
-        with _Gathering(self, max_tokens, max_delay) as piece:
-            while piece.wants_more():
-                piece.add(self.tokens.get(piece.limit, is_extended=piece.is_empty))
-        return piece.deliver()
+        with self.tokens.consuming():
+            piece = _Gathering(self, max_tokens, max_delay)
+            try:
+                while piece.wants_more():
+                    piece.add(self.tokens.get_more(piece.limit, is_extended=piece.is_empty))
+            except (Ended, TimedOut):
+                if piece.is_empty:
+                    raise
+            return piece.deliver()
 
     async def get_piece_in_task(self, max_tokens: int | None, max_delay: float | None) -> str:
         """Like `get_piece`, from a task.
 
         **Cancellation**: no token is taken.
         """
-        if must_yield():
-            await end_turn()
-        with _Gathering(self, max_tokens, max_delay) as piece:
-            while piece.wants_more():
-                piece.add(await self.tokens.get_in_task(piece.limit, is_extended=piece.is_empty))
-        return piece.deliver()
+        with self.tokens.consuming():
+            if must_yield():
+                await end_turn()
+            piece = _Gathering(self, max_tokens, max_delay)
+            try:
+                while piece.wants_more():
+                    piece.add(
+                        await self.tokens.get_more_in_task(piece.limit, is_extended=piece.is_empty)
+                    )
+            except (Ended, TimedOut):
+                if piece.is_empty:
+                    raise
+            return piece.deliver()
 
 
 class _Gathering:
-    """One piece in the making.
+    """One piece in the making: the first of what the reader keeps.
 
-    Leaving it early puts back what was gathered; but the end of the queue, or of the time,
-    only completes a piece that is not empty.  A restart completes it, too.
+    The end of the queue, or of the time, only completes a piece that is not empty.  A
+    restart completes it, too.
 
     Attributes:
         limit: How many seconds to wait for the next item.
-        is_empty: Whether there is nothing in it yet.
     """
 
-    __slots__ = ("_deadline", "_delay", "_is_complete", "_items", "_most", "_reader", "limit")
+    __slots__ = ("_count", "_deadline", "_delay", "_is_complete", "_most", "_reader", "limit")
 
     def __init__(
         self, reader: Reader[Any], max_tokens: int | None, max_delay: float | None
     ) -> None:
         self._reader = reader
-        self._most = max_tokens
+        self._most = inf if max_tokens is None else max_tokens
         self._delay = max_delay
-        self._items: deque[Any] = deque()  # tokens, and at the end perhaps more than the piece
-        self._is_complete = False
         self._deadline: float | None = None
         self.limit = reader.limit
+        self._count = 0  # tokens that are kept, up to the first restart
+        self._is_complete = False
+        while reader.kept and isinstance(reader.kept[0], Restart):
+            reader.restart(reader.kept.popleft())
+        for item in reader.kept:
+            self._note(item)
 
     @property
     def is_empty(self) -> bool:
-        return not self._items
+        """Whether there is nothing in it yet."""
+        return not self._count
 
-    def __enter__(self) -> Self:
-        kept, self._reader.kept = self._reader.kept, deque()
-        for item in () if self._reader.tokens.closed else kept:
-            self.add(item)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        if isinstance(error, (Ended, TimedOut)) and not self.is_empty:
-            return True
-        if error is not None:
-            self._put_back()
-        return False
-
-    def _put_back(self) -> None:
-        self._reader.kept.extendleft(reversed(self._items))
+    def _note(self, item: Any) -> None:
+        if isinstance(item, Restart):
+            self._is_complete = True
+        elif not self._is_complete:
+            self._count += 1
 
     def add(self, item: Any) -> None:
         """Add an item of the queue."""
-        if isinstance(item, Joinable):
-            self._items.extend((item.run, text) for text in item.values)
-        elif isinstance(item, Restart) and not self._items:
+        kept = self._reader.kept
+        if isinstance(item, Restart) and not kept:
             self._reader.restart(item)
-        else:
-            self._items.append(item)
-            self._is_complete = self._is_complete or isinstance(item, Restart)
+            return
+        tokens = [item]
+        if isinstance(item, Joinable):
+            tokens = [(item.run, text) for text in item.values]
+        kept.extend(tokens)
+        for token in tokens:
+            self._note(token)
 
     def wants_more(self) -> bool:
         """Take what waits; whether to wait for more, at most `limit` seconds."""
-        if not self._room():
+        if self._has_enough():
             return False
-        for item in self._reader.tokens.get_waiting(self._room()):
+        for item in self._reader.tokens.get_waiting():
             self.add(item)
+            if self._has_enough():
+                return False
         if self.is_empty:
             return True
-        if self._delay == 0 or not self._room():
+        if self._delay == 0:
             return False
         if self._delay is None:
             self.limit = None
@@ -242,18 +249,17 @@ class _Gathering:
         self.limit = self._deadline - now
         return self.limit > 0
 
-    def _room(self) -> float:
-        """How many tokens may be added."""
-        if self._is_complete:
-            return 0
-        return inf if self._most is None else max(0, self._most - len(self._items))
+    def _has_enough(self) -> bool:
+        return self._is_complete or self._count >= self._most
 
     def deliver(self) -> str:
-        """Return the piece; what is beyond it is the next one's."""
-        texts: list[str] = []
-        while self._items and not isinstance(self._items[0], Restart):
-            if self._most is not None and len(texts) >= self._most:
-                break
-            texts.append(self._reader.deliver(*self._items.popleft()))
-        self._put_back()
-        return "".join(texts)
+        """Return the piece; what is beyond it is the next one's.
+
+        Raises:
+            Ended: If somebody has closed meanwhile.
+        """
+        reader = self._reader
+        if reader.tokens.closed:
+            raise Ended
+        number = int(min(self._count, self._most))
+        return "".join([reader.deliver(*reader.kept.popleft()) for _ in range(number)])
