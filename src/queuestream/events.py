@@ -376,7 +376,11 @@ class Joinable:
         if not isinstance(item, Joinable):
             return False
         for waiting in reversed(items):
-            if isinstance(waiting, Joinable) and waiting.run is item.run:
+            if not isinstance(waiting, Joinable):
+                if isinstance(waiting, Restart):
+                    continue  # of another run
+                return False  # the sentinel of a handler that is called directly, by one run
+            if waiting.run is item.run:
                 if waiting.key == item.key:
                     waiting.values += item.values
                     return True
