@@ -133,9 +133,10 @@ def _nodes_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     node = metadata.get("langgraph_node")
     if node is None:
         return ()
-    # "outer:<task id>|inner:<task id>": the nodes on the way into a subgraph, this one last
+    # "outer:<task id>|1|inner:<task id>": the nodes on the way into a subgraph, this one last;
+    # a number where a node calls several
     path = str(metadata.get("langgraph_checkpoint_ns") or "").split("|")
-    return (*(step.partition(":")[0] for step in path[:-1]), str(node))
+    return (*(step.partition(":")[0] for step in path[:-1] if ":" in step), str(node))
 
 
 class ModelRun(Counter):
