@@ -144,7 +144,7 @@ def checked_seconds(name: str, given: object) -> float | None:
         raise TypeError(f"{name} must be a number of seconds or None, not {given!r}")
     if not given >= 0:
         raise ValueError(f"{name} must be 0 seconds or more, or None; not {given!r}")
-    return None if given == inf else min(float(given), TIMEOUT_MAX)
+    return None if given == inf else float(min(given, TIMEOUT_MAX))
 
 
 def _check_keywords(kwargs: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
@@ -157,9 +157,11 @@ def _check_keywords(kwargs: Mapping[str, Any], parameters: Mapping[str, inspect.
         if name in parameters:
             continue
         plain = name.lower().replace("_", "")
-        for own in _OURS:
-            if plain == own.replace("_", "") or difflib.get_close_matches(name, [own], 1, 0.87):
-                raise TypeError(f"stream() has no parameter {name!r}; did you mean {own!r}?")
+        near = [own for own in _OURS if own.replace("_", "") == plain]
+        # One wrong letter in seven: run_id, a word of LangChain's, is not run_in.
+        near += difflib.get_close_matches(name, _OURS, 1, 0.85)
+        if near:
+            raise TypeError(f"stream() has no parameter {name!r}; did you mean {near[0]!r}?")
 
 
 def _merged_config(config: RunnableConfig | None) -> RunnableConfig:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from math import inf, nan
+from typing import TYPE_CHECKING, Any, cast
 
 import janus
 import pytest
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.runnables import Runnable
 
 from queuestream import MixedQueue, QueueStreamHandler, stream
 from queuestream.errors import QueueStreamError
@@ -62,6 +65,32 @@ def generates(query: str, callbacks: object) -> Any:
         ({"callbacks": []}, TypeError, r"\{'callbacks': \[\.\.\.\]\}"),
         ({"target": has_callbacks, "callbacks": []}, TypeError, r"\{'callbacks': \[\.\.\.\]\}"),
         ({"maxsize": 3, "queue": MixedQueue()}, ValueError, r"exclude each other"),
+        ({"overflow": "merge", "queue": MixedQueue()}, ValueError, r"exclude each other"),
+        *[
+            ({"select": given}, ValueError, rf"'text', 'message', 'event'; got {given!r}")
+            for given in ("texts", "Text", "", "usage", None, 1, b"text")
+        ],
+        ({"select": ["text"]}, ValueError, r"'text', 'message', 'event'; got \['text'\]"),
+        *[
+            ({"overflow": given}, ValueError, rf"'block', 'merge'; got {given!r}")
+            for given in ("drop", "Merge", "", None, 0, True)
+        ],
+        *[
+            ({limit: given}, kind, rf"^{limit} must be .* not {given!r}")
+            for limit in ("first_token_timeout", "token_timeout")
+            for given, kind in (
+                (-1, ValueError),
+                (-0.001, ValueError),
+                (-inf, ValueError),
+                (nan, ValueError),
+                ("1", TypeError),
+                (True, TypeError),
+                (1j, TypeError),
+                (timedelta, TypeError),
+            )
+        ],
+        ({"include_names": "me"}, TypeError, r"include_names must be a list.*'me'"),
+        ({"exclude_tags": 1}, TypeError, r"exclude_tags must be a list.*1"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else None,  # no addresses
 )
@@ -71,6 +100,86 @@ def test_bad_input(arguments: dict[str, Any], kind: type[Exception], message: st
     with pytest.raises(kind, match=message) as raised:
         stream(**given)
     assert not isinstance(raised.value, QueueStreamError)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"select": "texts"}, r"'text', 'message', 'event'; got 'texts'"),
+        ({"select": None}, r"'text', 'message', 'event'; got None"),
+        ({"overflow": "drop"}, r"'block', 'merge'; got 'drop'"),
+        ({"overflow": None}, r"'block', 'merge'; got None"),
+        ({"overflow": "merge", "queue": MixedQueue()}, r"exclude each other"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else None,
+)
+def test_what_a_handler_refuses(arguments: dict[str, Any], message: str) -> None:
+    """Hazard: it shows when the run has begun, or not at all."""
+    with pytest.raises(ValueError, match=message):
+        QueueStreamHandler(**arguments)
+
+
+@pytest.mark.parametrize(
+    "given, meant",
+    [
+        ("Select", "select"),
+        ("selct", "select"),
+        ("maxsise", "maxsize"),
+        ("maxszie", "maxsize"),
+        ("overflows", "overflow"),
+        ("over_flow", "overflow"),
+        ("token_timeouts", "token_timeout"),
+        ("tokentimeout", "token_timeout"),
+        ("tokenTimeout", "token_timeout"),
+        ("first_tokens_timeout", "first_token_timeout"),
+        ("include_name", "include_names"),
+        ("include_tag", "include_tags"),
+        ("includes_nodes", "include_nodes"),
+        ("exclude_name", "exclude_names"),
+        ("exlude_tags", "exclude_tags"),
+        ("excludeNodes", "exclude_nodes"),
+        ("run_In", "run_in"),
+        ("inputs", "input"),
+    ],
+)
+def test_a_keyword_that_is_nearly_ours(given: str, meant: str) -> None:
+    """Hazard: it goes to the target, which ignores it, or a wrong one is proposed."""
+    expected = rf"^stream\(\) has no parameter '{given}'; did you mean '{meant}'\?$"
+    with pytest.raises(TypeError, match=expected):
+        stream(MODEL, "?", **cast("Any", {given: "x"}))
+
+
+THEIRS = """
+    stop tools tool_choice timeout tags metadata max_tokens temperature top_p n seed user stream
+    stream_options stream_mode subgraphs run_id run_name include_types include_raw include thinking
+    reasoning response_format parallel_tool_calls max_concurrency max_retries request_timeout
+    output_keys input_keys context control query prompt messages selected_tools tokens token_limit
+"""
+
+
+def test_a_keyword_of_the_targets() -> None:
+    """Hazard: what LangChain, LangGraph or a provider calls so is taken for a misspelling."""
+    seen: dict[str, Any] = {}
+
+    class Target(Runnable[Any, Any]):
+        def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+            seen.update(kwargs)
+            return input
+
+    theirs = dict.fromkeys(THEIRS.split(), "x")
+    made = stream(Target(), "?", **cast("Any", theirs))
+    assert list(made) == []
+    assert made.result == "?"
+    assert seen == theirs
+
+
+@pytest.mark.parametrize("limit", [None, 0, 0.0, 5, 0.5, inf, 1e300, 10**400])
+def test_limits_that_are_accepted(limit: float | None) -> None:
+    """Hazard: a number of seconds that no clock can count."""
+    if limit in (0, 0.0):  # nothing comes in no time
+        stream(MODEL, "?", first_token_timeout=limit, token_timeout=limit).close()
+        return
+    assert list(stream(MODEL, "?", first_token_timeout=limit, token_timeout=limit)) == list("never")
 
 
 def test_a_queue_that_is_not_empty() -> None:
