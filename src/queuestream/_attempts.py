@@ -13,7 +13,8 @@ fallback, the node that LangGraph executes again.  ::
           └── parser
 
 Each restart takes the place of one failed run, the oldest of its parent's.  All runs that
-start after it belong to the new attempt.
+start after it belong to the new attempt.  What goes on under a failed run, a parallel branch
+that nobody cancels, goes on delivering text of the old one.
 
 What happens here happens in LangChain's callbacks, several threads at once, and some of
 those come from finalizers.  So there is no lock, only single changes of lists and dicts.
@@ -34,14 +35,23 @@ if TYPE_CHECKING:
 __all__ = ["Attempts"]
 
 
-class _Open:
-    """A run that goes on: its parent, and the model runs under it that delivered text."""
+class _Run:
+    """A run: its parent, and the model runs under it that delivered text.
 
-    __slots__ = ("delivered", "parent")
+    Attributes:
+        parent: Its parent's id.
+        above: Its parent, if the start of that was reported.
+        delivered: The model runs; grows while one of them goes on, even after the run's end.
+        has_ended: Whether it has.
+    """
 
-    def __init__(self, parent: UUID | None) -> None:
+    __slots__ = ("above", "delivered", "has_ended", "parent")
+
+    def __init__(self, parent: UUID | None, above: _Run | None) -> None:
         self.parent = parent
+        self.above = above
         self.delivered: list[Counter] = []
+        self.has_ended = False
 
 
 class Attempts:
@@ -55,7 +65,7 @@ class Attempts:
 
     def __init__(self, restarts: list[object]) -> None:
         self._restarts = restarts
-        self._open: dict[UUID, _Open] = {}
+        self._open: dict[UUID, _Run] = {}
         # By parent, and for each failed run: the model runs under it that delivered text.
         self._failed: dict[UUID | None, deque[list[Counter]]] = {}
 
@@ -69,7 +79,8 @@ class Attempts:
 
         Nothing, if it is no restart.
         """
-        self._open[run_id] = _Open(parent)
+        above = None if parent is None else self._open.get(parent)
+        self._open[run_id] = _Run(parent, above)
         if self._failed and (failed := self._failed.get(parent)):
             with contextlib.suppress(IndexError):  # another was first
                 replaced = failed.popleft()
@@ -83,21 +94,31 @@ class Attempts:
 
     def text_delivered(self, run_id: UUID | None, model_run: Counter) -> None:
         """A model run delivers its first text: it, and all above it, may fail from now on."""
-        above = run_id
-        while above is not None and (run := self._open.get(above)) is not None:
+        run = None if run_id is None else self._open.get(run_id)
+        while run is not None:
             run.delivered.append(model_run)
-            above = run.parent
+            run = run.above
 
     def run_ended(self, run_id: UUID, error: BaseException | None) -> None:
         """Take note of the end of a run."""
         run = self._open.pop(run_id, None)
+        if run is not None:
+            run.has_ended = True
         self._failed.pop(run_id, None)
-        if run is not None and run.delivered and error is not None and _is_failure(error):
+        if run is None or error is None or not run.delivered or not _is_failure(error):
+            return
+        if run.above is None or not run.above.has_ended:  # else nothing will take its place
             self._failed.setdefault(run.parent, deque()).append(run.delivered)
 
 
 def _is_failure(error: BaseException) -> bool:
-    """Whether an error is one, and not the way in which LangGraph interrupts or hands over."""
+    """Whether an error is one.
+
+    Not if it is the way in which LangGraph interrupts or hands over, or in which a generator
+    ends that somebody has left early: a ``model.stream()``, say.
+    """
+    if isinstance(error, GeneratorExit):
+        return False
     errors = sys.modules.get("langgraph.errors")
     bubble_up = getattr(errors, "GraphBubbleUp", None)
     return bubble_up is None or not isinstance(error, bubble_up)

@@ -1,0 +1,1 @@
+"""Items and events: restarts of failed attempts."""
