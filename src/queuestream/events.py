@@ -302,9 +302,8 @@ def parts_of(message: AIMessageChunk) -> list[Part]:
     blocks: list[Any] = [content] if isinstance(content, str) else list(content or ())
     parts: list[Part] = []
     reasoning = [(_index_of(block), text) for block in blocks if (text := _reasoning_of(block))]
-    if not reasoning:  # DeepSeek, Groq, Ollama, xAI have it beside the content
-        beside = message.additional_kwargs.get("reasoning_content")
-        reasoning = [(None, beside)] if isinstance(beside, str) and beside else []
+    if not reasoning and (beside := _reasoning_beside(message.additional_kwargs)):
+        reasoning = [(None, beside)]
     texts = [(_index_of(block), text) for block in blocks if (text := _text_of_block(block))]
     kinds: tuple[tuple[Kind, list[Any]], ...] = ("reasoning", reasoning), ("text", texts)
     for kind, found in kinds:
@@ -336,6 +335,15 @@ def _reasoning_of(block: Any) -> str:
     except (KeyError, TypeError, AttributeError):
         pass  # not in a form that is known
     return ""
+
+
+def _reasoning_beside(kwargs: dict[str, Any]) -> str:
+    """The reasoning that an integration keeps beside the content."""
+    text = kwargs.get("reasoning_content")  # DeepSeek, Groq, Ollama, xAI
+    if isinstance(text, str):
+        return text
+    block = kwargs.get("reasoning")  # OpenAI, with output_version="v0"
+    return _reasoning_of({**block, "type": "reasoning"}) if isinstance(block, dict) else ""
 
 
 def _tool_call_parts(message: AIMessageChunk) -> list[Part]:

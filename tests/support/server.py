@@ -16,7 +16,7 @@ import itertools
 import json
 import socket
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,15 +62,17 @@ class Answer:
     """Passed before each event; None sends them all as fast as they are taken."""
     cut_after: int | None = None
     """Break the connection off after so many events."""
+    media_type: str = "text/event-stream"
+    """JSON is an answer that comes at once; its only event is the body."""
 
     def paced(self, permits: int = 0) -> tuple[Gate, Answer]:
         """Return the same answer behind a gate that lets so many events out, and that gate."""
         gate = Gate(permits)
-        return gate, Answer(self.events, gate, self.cut_after)
+        return gate, replace(self, pace=gate)
 
     def cut(self, after: int) -> Answer:
         """Return the same answer, broken off after so many events."""
-        return Answer(self.events, self.pace, after)
+        return replace(self, cut_after=after)
 
 
 class Exchange:
@@ -192,7 +194,7 @@ class _Replay:
     keep_alive: bool
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream")]
+        headers = [(b"content-type", self.exchange.answer.media_type.encode())]
         if not self.keep_alive:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
