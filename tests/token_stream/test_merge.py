@@ -199,6 +199,7 @@ def test_unbounded_never_merges(case: Case, select: Select) -> None:
 
     async def scenario() -> Any:
         async with merging(case, model, 0, select) as running:
+            await case.consumer.wait(lambda: model.record.wait_until_produced(30))
             await case.consumer.wait(model.record.wait_until_finalized)
             items = await case.consumer.collect(running)
             return items, running.statistics
@@ -461,11 +462,11 @@ def test_merged_messages_add_up_to_the_answer(chunks: list[AIMessageChunk]) -> N
     """Promise 1, with what real providers sent: by pieces of any size, the sum is the same."""
     some = [*chunks[:25], *chunks[25:][-25:]]
     copies = [chunk.model_copy(update={"chunk_position": None}) for chunk in some]
-    model = ScriptedChatModel(tokens=copies)
-    with stream(model, "?", select="message", maxsize=0) as answer:
+    with stream(ScriptedChatModel(tokens=copies), "?", select="message", maxsize=0) as answer:
         single = list(answer)
+    model = ScriptedChatModel(tokens=copies)
     with stream(model, "?", select="message", overflow="merge", maxsize=1) as merged:
-        eventually(lambda: is_blocked(merged) or not model.record.open)
+        eventually(lambda: is_blocked(merged) or model.record.produced == len(copies))
         joined = list(merged)
     by_id = {"id", "response_metadata"}  # each run has an id of its own
     assert reduce(add, joined).model_dump(exclude=by_id) == reduce(add, single).model_dump(
@@ -590,6 +591,7 @@ def test_an_error_comes_after_what_was_joined(case: Case) -> None:
 
     async def scenario() -> None:
         async with merging(case, model, 2) as running:
+            await case.consumer.wait(lambda: model.record.wait_until_produced(7))
             await case.consumer.wait(model.record.wait_until_finalized)
             with pytest.raises(ValueError, match="out of luck") as raised:
                 while True:
