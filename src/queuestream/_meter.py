@@ -9,20 +9,15 @@ or stands in a collection that changes atomically.
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
+import threading
+from copy import deepcopy
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, cast
 
 from langchain_core.messages.ai import add_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import TypeVar
-
     from langchain_core.messages.ai import UsageMetadata
-
-    T = TypeVar("T")
 
 __all__ = ["Buffered", "Counter", "Meter", "StreamStatistics"]
 
@@ -60,6 +55,31 @@ class Buffered(Protocol):
     peak: int
 
 
+class _Wait:
+    """One time that the run waits for its consumer: measures the ``with`` block that it is in.
+
+    Attributes:
+        lasted: How many seconds it lasted; None while it goes on.
+    """
+
+    __slots__ = ("_since", "lasted")
+
+    def __init__(self) -> None:
+        self._since = monotonic()
+        self.lasted: float | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.lasted = monotonic() - self._since
+
+    def until(self, now: float) -> float:
+        """How many seconds it had lasted at a moment."""
+        lasted = self.lasted
+        return max(0.0, now - self._since) if lasted is None else lasted
+
+
 class Meter:
     """What is measured of one stream.
 
@@ -75,7 +95,8 @@ class Meter:
     """
 
     __slots__ = (
-        "_waited",
+        "_fold_at",
+        "_folding",
         "_waits",
         "began",
         "buffer",
@@ -96,39 +117,48 @@ class Meter:
         self.peak = 0
         self.buffer: Buffered | None = None
         self.restarts: list[object] = []
-        self._waits: dict[object, float] = {}  # that go on: since when
-        self._waited: deque[float] = deque()  # that are over: how long
+        # Each wait is one entry from its beginning on, so that a reader counts it once.  Lists
+        # append, copy and replace a slice in one step: by the GIL, or by a lock of their own.
+        self._waits: list[_Wait] = []
+        self._fold_at = _FOLD
+        self._folding = threading.Lock()  # only ever tried, so that nobody waits for it
 
     def stop(self) -> None:
-        """The run has ended, or its consumer has gone."""
-        if self.ended is None and self.began is not None:
+        """The run has ended, or its consumer has gone; perhaps just before it began."""
+        if self.ended is None:
             self.ended = monotonic()
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Measure how long the run waits for its consumer in this block."""
-        me = object()
-        self._waits[me] = monotonic()
-        try:
-            yield
-        finally:
-            self._waited.append(monotonic() - self._waits.pop(me))
-            if len(self._waited) > _FOLD:
-                self._fold()
+    def waiting(self) -> _Wait:
+        """Measure how long the run waits for its consumer in a ``with`` block."""
+        if len(self._waits) > self._fold_at:
+            self._fold()
+        wait = _Wait()
+        self._waits.append(wait)
+        return wait
 
     def _fold(self) -> None:
-        """Add waits up.  Whoever takes one adds it to a sum that is put back."""
-        total = 0.0
-        with contextlib.suppress(IndexError):  # another folds, too
-            for _ in range(_FOLD):
-                total += self._waited.popleft()
-        self._waited.append(total)
+        """Make one entry of the waits that are over, in one step."""
+        if not self._folding.acquire(blocking=False):  # another does it
+            return
+        try:
+            waits = self._waits.copy()
+            total = _Wait()
+            total.lasted = 0.0
+            going_on: list[_Wait] = []
+            for wait in waits:
+                if wait.lasted is None:
+                    going_on.append(wait)
+                else:
+                    total.lasted += wait.lasted
+            self._fold_at = len(going_on) + _FOLD
+            self._waits[: len(waits)] = [total, *going_on]
+        finally:
+            self._folding.release()
 
     def blocked(self) -> float:
         """Seconds that the run waited for its consumer, those that it waits now included."""
         now = monotonic()
-        going_on = (now - since for since in _snapshot(self._waits.values()))
-        return sum(going_on, 0.0) + sum(_snapshot(self._waited))
+        return sum((wait.until(now) for wait in self._waits.copy()), 0.0)
 
     def usage(self) -> UsageMetadata | None:
         """The usage that all runs have reported."""
@@ -136,14 +166,7 @@ class Meter:
         for counter in tuple(self.counters):
             if counter.usage is not None:
                 total = add_usage(total, counter.usage)
-        return total
-
-
-def _snapshot(values: Iterable[T]) -> list[T]:
-    """The values now.  Another thread, or the collector, may change them meanwhile."""
-    while True:
-        with contextlib.suppress(RuntimeError):
-            return list(values)
+        return deepcopy(total)  # parts of it may be a message's
 
 
 class StreamStatistics:
@@ -183,7 +206,7 @@ class StreamStatistics:
         began, ended = self._meter.began, self._meter.ended
         if began is None:
             return 0.0
-        return (monotonic() if ended is None else ended) - began
+        return max(0.0, (monotonic() if ended is None else ended) - began)
 
     @property
     def tokens_per_second(self) -> float:
