@@ -28,6 +28,7 @@ from tests.support.streams import STREAM_CASES, putters_of, queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from tests.support.consumers import Consumer, RunIn
     from tests.support.streams import Case
@@ -398,8 +399,60 @@ def test_many_waits_are_kept_as_few(clock: Clock) -> None:
     assert meter.blocked() == 5000.0 * 4
 
 
-def test_a_look_at_waits_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_that_begins_while_others_are_added_up(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hazard: it came after they were looked at, and goes with them."""
+    meter = Meter()
+    late: list[object] = []
+
+    def monotonic() -> float:
+        if meter._folding.locked() and not late:
+            late.append("begins")
+            late.append(meter.waiting())
+        return clock.now
+
+    monkeypatch.setattr(_meter, "monotonic", monotonic)
+    while not late:
+        with meter.waiting():
+            clock.now += 1.0
+    waited = meter.blocked()
+    clock.now += 5.0
+    assert meter.blocked() == waited + 5.0
+
+
+def test_a_look_between_any_two_steps(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hazard: a wait that ends, or is added to others, is missing for a moment, or there twice.
+
+    Time passes in waits alone, one after the other, so that all of it was waited.
+    """
+    monkeypatch.setattr(_meter, "_FOLD", 4)
+    meter = Meter()
+    looks = 0
+
+    def look(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal looks
+        if frame.f_code.co_filename != _meter.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        looks += 1
+        assert meter.blocked() == clock.now - 100.0
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        for _ in range(20):
+            with meter.waiting():
+                clock.now += 1.0
+    finally:
+        sys.settrace(before)
+    assert looks > 200
+    assert len(meter._waits) < 20
+
+
+def test_looks_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with several that wait at once.
 
     By the clock of a thread that waits, each wait lasts a second; the reader's stands still.
     """

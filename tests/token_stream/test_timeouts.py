@@ -193,11 +193,14 @@ def meanwhile(*steps: Callable[[], object]) -> None:
 def test_past_the_limit(case: Case, make_queue: Callable[[int], object], before: int) -> None:
     """Promise 4.  Hazard: the run goes on for nobody, or the consumer cannot tell why it ended."""
     usage = {"input_tokens": 3, "output_tokens": 1, "total_tokens": 4}
-    model = silent_model(*tokens(before))
-    model.tokens = [
-        AIMessageChunk(content=token, usage_metadata=usage)  # type: ignore[arg-type]
-        for token in cast("list[str]", model.tokens)
-    ]
+    gate = Gate(before)
+    model = ScriptedChatModel(
+        tokens=[
+            AIMessageChunk(content=token, usage_metadata=cast("Any", usage))
+            for token in tokens(before + 5)
+        ],
+        gate=gate,
+    )
     name, other = ("token", "first_token") if before else ("first_token", "token")
     log = RunLog()
 
@@ -221,9 +224,10 @@ def test_past_the_limit(case: Case, make_queue: Callable[[int], object], before:
             assert isinstance(error, TimeoutError)
             assert isinstance(error, QueueStreamError)
             assert error.__cause__ is error.__context__ is None
-            if case.is_sync:
-                assert model.gate is not None
-                model.gate.release()  # a run in a thread ends at its next token
+            if case.is_sync:  # a run in a thread ends at its next token
+                # A queue that was given is shut down by a thread, see `TokenQueue.close`.
+                await case.consumer.eventually(lambda: queue_of(answer)._sync_q.closed)
+                gate.open()
         assert re.fullmatch(
             rf"{answer._tokens.name}: nothing came within {name}_timeout=0\.05 seconds, "
             rf"after {before} tokens and \d+\.\d\d\d seconds",
@@ -823,7 +827,8 @@ def test_no_thread_times_a_wait(run_in: RunIn, consumer: Consumer) -> None:
 @a_few_pairings
 def test_pieces_past_the_limit(run_in: RunIn, consumer: Consumer, before: int) -> None:
     """Hazard: a piece that is empty, or one whose tokens are lost with the error."""
-    model = silent_model(*tokens(before))
+    gate = Gate(before)
+    model = ScriptedChatModel(tokens=tokens(before + 5), gate=gate)
     name = "token" if before else "first_token"
     log = RunLog()
 
@@ -840,12 +845,12 @@ def test_pieces_past_the_limit(run_in: RunIn, consumer: Consumer, before: int) -
             assert await consumer.collect(pieces) == await consumer.collect(answer) == []
             with pytest.raises(StreamTimeoutError):
                 _ = answer.result
-            assert model.gate is not None
             if run_in == "thread":
-                model.gate.open()
+                gate.open()  # it ends at its next token
         await nothing_is_left(consumer, [model.record], log)
 
     consumer.run(scenario)
+    assert model.record.produced == before + (run_in == "thread")
 
 
 @a_few_pairings
