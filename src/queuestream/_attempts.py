@@ -59,12 +59,15 @@ class Attempts:
 
     Args:
         restarts: Gets one entry for each restart.
+        is_one_run: Whether runs without a parent are steps of one, a function say, and so may
+            be restarts of each other.
     """
 
-    __slots__ = ("_failed", "_open", "_restarts")
+    __slots__ = ("_failed", "_is_one_run", "_open", "_restarts")
 
-    def __init__(self, restarts: list[object]) -> None:
+    def __init__(self, restarts: list[object], *, is_one_run: bool = True) -> None:
         self._restarts = restarts
+        self._is_one_run = is_one_run
         self._open: dict[UUID, _Run] = {}
         # By parent, and for each failed run: the model runs under it that delivered text.
         self._failed: dict[UUID | None, deque[list[Counter]]] = {}
@@ -106,6 +109,8 @@ class Attempts:
             run.has_ended = True
         self._failed.pop(run_id, None)
         if run is None or error is None or not run.delivered or not _is_failure(error):
+            return
+        if run.parent is None and not self._is_one_run:
             return
         if run.above is None or not run.above.has_ended:  # else nothing will take its place
             self._failed.setdefault(run.parent, deque()).append(run.delivered)

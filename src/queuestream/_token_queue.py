@@ -270,6 +270,8 @@ class TokenQueue(Generic[T]):
         raise RunStopped(self.name)  # out here it has no context
 
     def _put_into_given(self, item: T) -> None:
+        if self.closed:  # and shut down in a moment, see `close`
+            raise SyncQueueShutDown
         try:
             self._sync_q.put(item, False)
         except SyncQueueFull:
@@ -320,6 +322,8 @@ class TokenQueue(Generic[T]):
         await self.refuse_in_task()
 
     async def _put_into_given_in_task(self, item: T) -> None:
+        if self.closed:  # as above
+            raise AsyncQueueShutDown
         if self._async_q.full():
             with self.meter.waiting():
                 await self._async_q.put(item)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from uuid import UUID
 
+    from langchain_core.messages import BaseMessage
+    from langchain_core.messages.ai import UsageMetadata
     from langchain_core.outputs import LLMResult
 
 __all__ = [
@@ -274,9 +276,20 @@ def _message_of(token: object, chunk: Any) -> AIMessageChunk:
     if message is None:
         return AIMessageChunk(content=text_of_chunk(token, chunk))
     if isinstance(message, AIMessage) and not isinstance(message, AIMessageChunk):
-        whole = {**message.model_dump(exclude={"type"}), "chunk_position": "last"}
+        # Not model_dump: an object in it, the parsed answer say, stays what it is.
+        whole = {**dict(message), "usage_metadata": _usage_of(message), "chunk_position": "last"}
+        del whole["type"]
         return AIMessageChunk.model_validate(whole)
     return cast("AIMessageChunk", message)
+
+
+def _usage_of(message: BaseMessage) -> UsageMetadata | None:
+    """The token usage that a message reports.
+
+    A cache hit adds a cost of 0, and where the model reported none, that stands alone.
+    """
+    usage = getattr(message, "usage_metadata", None)
+    return usage if usage and "total_tokens" in usage else None
 
 
 class Part(NamedTuple):
@@ -311,7 +324,7 @@ def parts_of(message: AIMessageChunk) -> list[Part]:
             where, what = zip(*found, strict=True)
             parts.append(Part(kind, where, "".join(what), message))
     parts += _tool_call_parts(message)
-    if getattr(message, "usage_metadata", None):
+    if _usage_of(message):
         parts.append(Part("usage", None, "", message))
     return parts
 
@@ -474,17 +487,17 @@ class Selection:
         The run counts it, and takes note of the usage.
         """
         message = getattr(chunk, "message", None)
-        if message is not None and getattr(message, "usage_metadata", None):
-            run.note_usage(message.usage_metadata)
-        if not run.is_heard:
-            return ()
-        if self.select != "text":
-            return self._messages_or_events(run, _message_of(token, chunk))
         if message is None:
             text = text_of_chunk(token, chunk)
         else:
             content = message.content
             text = content if type(content) is str else text_of_content(content)
+            if getattr(message, "usage_metadata", None):
+                run.note_usage(message.usage_metadata)
+        if not run.is_heard:
+            return ()
+        if self.select != "text":
+            return self._messages_or_events(run, _message_of(token, chunk))
         if not text:
             return ()
         run.tokens += 1

@@ -521,7 +521,6 @@ class TokenStream(Generic[T]):
         if closed := self._tokens.end_error():
             raise closed
         self._is_finished = True
-        self._tokens.is_open = False
         if error := self._error():
             raise error
 
@@ -535,7 +534,6 @@ class TokenStream(Generic[T]):
         )
         self.close()
         self._is_finished = True
-        self._tokens.is_open = False
         raise error
 
     def _error(self) -> BaseException | None:

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks.manager import ahandle_event, handle_event
+from langchain_core.runnables.config import var_child_runnable_config
 
 from queuestream._attempts import Attempts
 from queuestream._meter import Meter
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from queuestream._token_queue import TokenQueue
 
-__all__ = ["FeedHandler"]
+__all__ = ["FeedHandler", "run_in_context"]
 
 _IGNORES = {
     "llm": "ignore_llm",
@@ -39,6 +40,15 @@ _IGNORES = {
 """The attribute by which a handler declines the events of each kind of run."""
 
 
+def run_in_context() -> UUID | None:
+    """The run that calls, by LangChain's context variable.
+
+    Fallbacks report their own parent as that of the models they call: none, if outermost.
+    """
+    callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
+    return getattr(callbacks, "parent_run_id", None)
+
+
 class FeedHandler(StreamHandler):
     """Puts the tokens that it hears into a `TokenQueue`.
 
@@ -47,6 +57,7 @@ class FeedHandler(StreamHandler):
         others: The other handlers of the run, for `report_end`.
     """
 
+    _is_one_run = True  # whether outermost runs are steps of one
     _can_be_stale = False  # whether a run may go on when nobody is to have its items any more
 
     def __init__(self, tokens: TokenQueue[Any], selection: Selection) -> None:
@@ -65,7 +76,8 @@ class FeedHandler(StreamHandler):
         """Forget all runs."""
         meter = self.tokens.meter = Meter()
         self.tokens.measure(meter)
-        self._attempts = Attempts(meter.restarts)
+        self._attempts = Attempts(meter.restarts, is_one_run=self._is_one_run)
+        meter.counters.append(self._nameless[1])
         self._runs: dict[UUID, ModelRun] = {}  # the model runs that go on
         # The model run that had the last chunk.  A pair, so that it changes at once.
         self._latest_run: tuple[UUID | None, ModelRun] = self._nameless
@@ -86,7 +98,7 @@ class FeedHandler(StreamHandler):
             self.tokens.refuse()
         if not self._admit(kind, run_id, about.parent_run_id):
             return ()
-        void = self._attempts.run_started(run_id, about.parent_run_id)
+        void = self._attempts.run_started(run_id, about.parent_run_id or run_in_context())
         if kind == "llm":
             self._add_run(run_id, about)
         if not void:
@@ -213,9 +225,11 @@ class FeedHandler(StreamHandler):
         if run is None or generation is None:
             return ()
         if run.streamed:
-            return self._selection.usage_item(run, generation)
-        items = self._selection.items(run, "", generation)
-        self._note(run, items)
+            items = self._selection.usage_item(run, generation)
+        else:
+            items = self._selection.items(run, "", generation)
+        if not run.has_text:
+            self._note(run, items)
         if not items:
             self._is_closed_at_drop()
         return items

@@ -22,7 +22,7 @@ from weakref import WeakSet
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consumer_error
 from queuestream._wakeups import running_asyncio_loop
 from queuestream.events import Selection, value_of
-from queuestream.handlers.feed import FeedHandler
+from queuestream.handlers.feed import FeedHandler, run_in_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Sequence
@@ -110,6 +110,7 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
     **Thread safety**: any number of producers; one consumer at a time; `close` from anywhere.
     """
 
+    _is_one_run = False
     _can_be_stale = True
 
     @overload
@@ -218,7 +219,7 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
             self._open.add(run_id)
             if self._has_stale and parent_run_id in self._stale:
                 self._stale.add(run_id)
-            elif parent_run_id not in self._open:
+            elif (parent_run_id or run_in_context()) not in self._open:
                 self._outermost.add(run_id)
                 self.is_running = tokens.is_open = True
         if kind != "chain" and run_id in self._outermost and self._is_in_task(run_id):
