@@ -10,6 +10,8 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any
 
+from langchain_openai import ChatOpenAI
+
 from tests.support.clients import anthropic_client, openai_client
 from tests.support.server import Answer, recorded, recordings
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from langchain_core.language_models import LanguageModelInput
     from langchain_core.messages import AIMessage
+    from langchain_core.outputs import ChatGenerationChunk
     from langchain_core.runnables import Runnable
 
     from tests.support.server import Scenario
@@ -46,7 +49,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "v1": {"output_version": "v1"},
     "thinking": {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2048},
 }
-"""Variants of a client, and what they are made with.  ``tools`` is the one more."""
+"""Variants of a client, and what they are made with.  ``tools`` and ``beside`` are two more."""
+
+
+class ReasoningBeside(ChatOpenAI):
+    """A client that keeps the reasoning beside the content, as DeepSeek's, Groq's and xAI's do."""
+
+    def _convert_chunk_to_generation_chunk(
+        self, chunk: dict[str, Any], default_chunk_class: type, base_generation_info: Any
+    ) -> ChatGenerationChunk | None:
+        generation = super()._convert_chunk_to_generation_chunk(
+            chunk, default_chunk_class, base_generation_info
+        )
+        for choice in chunk.get("choices") or () if generation is not None else ():
+            if reasoning := choice["delta"].get("reasoning_content"):
+                assert generation is not None
+                generation.message.additional_kwargs["reasoning_content"] = reasoning
+        return generation
 
 
 def client_of(
@@ -59,7 +78,19 @@ def client_of(
         model = anthropic_client(scenario, **options)
         return model.bind_tools(TOOLS) if variant == "tools" else model
     in_new_format = (name.startswith("openai-") and name != "openai-text") or "responses" in name
-    return openai_client(scenario, use_responses_api=in_new_format, **options)
+    chat = openai_client(scenario, use_responses_api=in_new_format, **options)
+    return ReasoningBeside(**_made_with(chat)) if variant == "beside" else chat
+
+
+def _made_with(client: ChatOpenAI) -> dict[str, Any]:
+    return {
+        "model": "m",
+        "base_url": client.openai_api_base,
+        "api_key": client.openai_api_key,
+        "max_retries": 0,
+        "http_client": client.http_client,
+        "http_async_client": client.http_async_client,
+    }
 
 
 @functools.cache
@@ -160,6 +191,8 @@ def _item(kind: str, index: int, item: dict[str, Any], **deltas: Sequence[str]) 
 _THOUGHT = {"id": "rs_1", "type": "reasoning", "summary": []}
 _SAID = {"id": "msg_1", "type": "message", "role": "assistant", "status": "in_progress"}
 _CALLED = {"id": "fc_1", "type": "function_call", "call_id": "call_a", "name": "a"}
+_QUERY = {"type": "search", "query": "q"}
+_SEARCH = {"id": "ws_1", "type": "web_search_call", "status": "completed", "action": _QUERY}
 _ERROR = {"type": "error", "code": "server_error", "message": "out of luck", "param": None}
 _OVERLOADED = {"type": "overloaded_error", "message": "out of luck"}
 _REFUSED = {"type": "response.refusal.done", "item_id": "msg_1", "output_index": 0}
@@ -176,6 +209,12 @@ SELF_MADE: dict[str, Answer] = {
         usage=USAGE,
     ),
     "chat refusal": _chat({"refusal": "I can"}, {"refusal": "not."}, usage=USAGE),
+    "chat empty first": Answer(
+        [
+            b'data: {"choices": [], "created": 0, "id": "", "model": "", "object": ""}\n\n',
+            *_chat({"content": "a "}, {"content": "b"}, usage=USAGE).events,
+        ]
+    ),
     "chat without usage": _chat({"content": "a "}, {"content": "b"}),
     "responses text": _response(
         *_item("output_text", 0, {**_SAID, "content": []}, text=["a ", "b ", "c"])
@@ -186,6 +225,13 @@ SELF_MADE: dict[str, Answer] = {
     ),
     "responses tool call": _response(
         *_item("function_call_arguments", 0, {**_CALLED, "arguments": ""}, args=['{"x":', "1}"])
+    ),
+    "responses server tool": _response(
+        *_item("", 0, _THOUGHT),
+        {"type": "response.output_item.done", "output_index": 0, "item": _THOUGHT},
+        *_item("", 1, {**_SEARCH, "status": "in_progress"}),
+        {"type": "response.output_item.done", "output_index": 1, "item": _SEARCH},
+        *_item("output_text", 2, {**_SAID, "content": []}, text=["a ", "b"]),
     ),
     "responses refusal": _response(
         *_item("refusal", 0, {**_SAID, "content": []}, refusal=["I can", "not."]),

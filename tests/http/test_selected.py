@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
 from langchain_core.messages.ai import add_usage
-from langchain_openai import ChatOpenAI
 
 from queuestream import TokenEvent, stream
 from tests.http.shapes import (
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from langchain_core.language_models import LanguageModelInput
     from langchain_core.messages import AIMessage, AIMessageChunk
     from langchain_core.messages.ai import UsageMetadata
-    from langchain_core.outputs import ChatGenerationChunk
     from langchain_core.runnables import Runnable
 
     from queuestream import TokenStream
@@ -404,22 +402,6 @@ def test_an_answer_that_comes_at_once_is_told_once(
     consumer.run(consume)
 
 
-class ReasoningBeside(ChatOpenAI):
-    """A client that keeps the reasoning beside the content, as DeepSeek's, Groq's and xAI's do."""
-
-    def _convert_chunk_to_generation_chunk(
-        self, chunk: dict[str, Any], default_chunk_class: type, base_generation_info: Any
-    ) -> ChatGenerationChunk | None:
-        generation = super()._convert_chunk_to_generation_chunk(
-            chunk, default_chunk_class, base_generation_info
-        )
-        for choice in chunk.get("choices") or () if generation is not None else ():
-            if reasoning := choice["delta"].get("reasoning_content"):
-                assert generation is not None
-                generation.message.additional_kwargs["reasoning_content"] = reasoning
-        return generation
-
-
 @pytest.mark.parametrize(
     "name", ["chat reasoning", *(name for name in recordings() if name.startswith("deepseek"))]
 )
@@ -434,8 +416,7 @@ def test_reasoning_beside_the_content_is_told(
         for event in answer.events[:-1]
         for choice in json.loads(event.removeprefix(b"data: "))["choices"]
     ]
-    plain_client = openai_client(server.scenario(answer))
-    model = ReasoningBeside(**_made_with(plain_client))
+    model = client_of(f"{name}+beside", server.scenario(answer))
 
     async def consume() -> None:
         selected = stream(model, "?", run_in=run_in, select="event")
@@ -448,17 +429,6 @@ def test_reasoning_beside_the_content_is_told(
             assert "reasoning" in {event.kind for event in events}
 
     consumer.run(consume)
-
-
-def _made_with(client: ChatOpenAI) -> dict[str, Any]:
-    return {
-        "model": "m",
-        "base_url": client.openai_api_base,
-        "api_key": client.openai_api_key,
-        "max_retries": 0,
-        "http_client": client.http_client,
-        "http_async_client": client.http_async_client,
-    }
 
 
 @pytest.mark.parametrize(
