@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.language_models import BaseChatModel, BaseLLM
+from langchain_core.language_models import BaseChatModel, BaseLLM, FakeListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import (
@@ -19,6 +19,7 @@ from langchain_core.outputs import (
     LLMResult,
 )
 from langchain_core.runnables import RunnableConfig, RunnableLambda
+from pydantic import BaseModel
 
 from queuestream import TokenEvent, TokenStream, events, stream
 from queuestream.events import Kind
@@ -532,3 +533,34 @@ def test_nothing_comes_of_an_empty_whole_answer(is_old_style: bool) -> None:
     assert list(stream(model, "?")) == []
     assert list(stream(model, "?", select="event")) == []
     assert [message.content for message in stream(model, "?", select="message")] == [""]
+
+
+@pytest.mark.parametrize("run_in, consumer", PAIRINGS)
+def test_a_cache_hit_of_an_answer_without_usage(run_in: RunIn, consumer: Consumer) -> None:
+    """Hazard: LangChain adds a cost of 0, which alone is no usage: the message is refused."""
+    models = [
+        WholeAnswerChatModel(tokens=["ab"], cache=InMemoryCache()),
+        FakeListChatModel(responses=["ab"], cache=InMemoryCache()),
+    ]
+    for model in models:
+        model.invoke("?")
+        assert consume(run_in, consumer, model)[0] == ["ab"]
+        [message], _ = consume(run_in, consumer, model, select="message")
+        assert message.content == "ab"
+        received, made = consume(run_in, consumer, model, select="event")
+        assert told(received) == [("text", "ab")]
+        assert made.usage is None
+
+
+class Parsed(BaseModel):
+    """What a client may put beside an answer."""
+
+    number: int = 1
+
+
+def test_an_object_in_a_whole_answer_stays_itself() -> None:
+    """Hazard: a dump of the message makes a dict of it."""
+    parsed = Parsed()
+    model = WholeMessageModel(answers=[AIMessage("a", additional_kwargs={"parsed": parsed})])
+    [message] = stream(model, "?", select="message")
+    assert message.additional_kwargs["parsed"] == parsed
