@@ -773,6 +773,26 @@ def test_restarts_of_many_threads_are_counted_exactly(depth: int) -> None:
     assert len(set(numbers)) == len(numbers)
 
 
+def test_a_restart_takes_the_place_of_the_oldest_failure() -> None:
+    """Hazard: where several branches of one parent fail, the text of the wrong one is dropped."""
+    attempts = Attempts([])
+    parent = uuid4()
+    attempts.run_started(parent, None)
+    counters = [Counter() for _ in range(3)]
+    runs = [uuid4() for _ in counters]
+    for run_id in runs:
+        attempts.run_started(run_id, parent)
+    for run_id, counter in zip(runs, counters, strict=True):
+        attempts.text_delivered(run_id, counter)
+        attempts.run_ended(run_id, NO)
+    restarts = [uuid4() for _ in counters]
+    assert [attempts.run_started(restart, parent) for restart in restarts] == [
+        [counter] for counter in counters
+    ]
+    assert [attempts.number_of(restart) for restart in restarts] == [2, 3, 4]
+    assert attempts.run_started(uuid4(), parent) == []
+
+
 @pytest.mark.parametrize("run_in, consumer", FOR_AND_ASYNCIO)
 def test_nothing_is_kept_of_runs_that_have_ended(run_in: RunIn, consumer: Consumer) -> None:
     """Promise 9.  Hazard: each run, or each failure that was handled, leaves something behind."""
