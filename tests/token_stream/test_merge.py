@@ -513,10 +513,12 @@ def test_no_quadratic_cost() -> None:
     buffer.items = CountingDeque()
     runs = [ModelRun(About(None, None), 1, is_heard=True) for _ in "ab"]
     pieces = [f"{number} " for number in range(1_000)]
+    values: list[object] = []
     for _ in range(20):
         for piece in pieces:
             for run in runs:
                 buffer.try_put(Joinable(run, CountingKey(), piece), None, RuntimeError)
+        values = values or [item.values for item in buffer.items]
     assert CountingKey.compared == 40_000 - 2
     assert CountingDeque.looked_at <= 2 * 40_000
     for run in runs:
@@ -525,6 +527,7 @@ def test_no_quadratic_cost() -> None:
         assert item.run is run
         assert len(item.values) == 20_000
         assert item.values[19_000] is pieces[0]  # the text itself, in no other
+        assert item.values is values.pop(0)  # and no copy of a list
         assert item.value() == "".join(pieces) * 20
 
 

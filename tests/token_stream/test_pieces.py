@@ -242,17 +242,22 @@ def test_max_delay_completes_while_the_model_is_silent(run_in: RunIn, consumer: 
 def test_max_delay_counts_from_the_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hazard: each token starts it anew, and a steady model is never shown.
 
-    The clock goes on by 2 seconds for each token; the third is past the 3 seconds.
+    The clock goes on by 2,000 seconds for each token; the third is past the 3,000.
     """
-    clock = iter(range(0, 100, 2))
+    clock = iter(range(0, 100_000, 2_000))
     monkeypatch.setattr(_reader, "monotonic", lambda: float(next(clock)))
     gate = Gate()
-    answer = stream(ScriptedChatModel(tokens=tokens(6), gate=gate), "?")
-    helper = in_another_thread(partial(one_by_one, answer, gate, 3))
-    with answer:
-        assert next(answer.pieces(max_delay=3)) == "".join(tokens(3))
+    with stream(ScriptedChatModel(tokens=tokens(6), gate=gate), "?") as answer:
+
+        def go_on() -> None:
+            for _ in range(6):
+                eventually(lambda: getters_of(answer) and gate.waiting)
+                gate.release()
+
+        helper = in_another_thread(go_on)
+        pieces = list(answer.pieces(max_delay=3_000))
         helper.join()
-        gate.open()
+    assert pieces == ["".join(tokens(3)), "".join(tokens(3, start=3))]
 
 
 @everywhere
@@ -273,6 +278,34 @@ def test_token_timeout_is_for_the_first_token_of_a_piece(run_in: RunIn, consumer
             with pytest.raises(StopAsyncIteration):
                 await consumer.next(pieces)
             assert answer.text == "".join(tokens(2))
+
+    consumer.run(scenario)
+
+
+@pytest.mark.parametrize("run_in, consumer", pairings("for", "asyncio", "trio"))
+@pytest.mark.parametrize("max_delay", [NEVER, inf], ids=["long", "infinite"])
+def test_token_timeout_does_not_complete_a_piece(
+    run_in: RunIn, consumer: Consumer, max_delay: float
+) -> None:
+    """Hazard: the shorter of the two limits ends the wait for more."""
+    gate = Gate(2)
+    model = ScriptedChatModel(tokens=tokens(3), gate=gate)
+
+    async def scenario() -> None:
+        made = stream(model, "?", run_in=run_in, first_token_timeout=0.01, token_timeout=0.01)
+        async with consumer.entered(made) as answer:
+            await all_wait(consumer, answer, 2)
+
+            def go_on() -> None:
+                eventually(lambda: is_gathering(answer, *tokens(2)))
+                late = monotonic() + 0.03
+                eventually(lambda: monotonic() >= late)
+                gate.open()
+
+            helper = in_another_thread(go_on)
+            pieces = pieces_of(answer, max_delay=max_delay)
+            assert await consumer.next(pieces) == "".join(tokens(3))
+            await consumer.wait(helper.join)
 
     consumer.run(scenario)
 
@@ -795,9 +828,10 @@ def test_any_schedule(maxsize: int, merges: bool, steps: list[tuple[str, Any]]) 
     for number, (step, value) in enumerate(steps):
         if step == "put" and plain.put((value, f"{value}:{number} ")):
             text = f"{value}:{number} "
-            queue.put(Joinable(runs[value], "text", text) if merges else (runs[value], text))
+            item = Joinable(runs[value], "text", text) if merges else (runs[value], text)
+            assert queue._buffer.try_put(item, None, Ended) is None
         elif step == "restart" and plain.put(value):
-            queue.put(Restart([runs[value]], None))
+            assert queue._buffer.try_put(Restart([runs[value]], None), None, Ended) is None
         elif step in ("next", "piece"):
             expected = plain.next() if step == "next" else plain.piece(value)
             if expected is None:  # it would wait, after the restarts
