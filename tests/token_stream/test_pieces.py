@@ -819,19 +819,24 @@ class Plain:
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(maxsize=st.integers(1, 4), merges=st.booleans(), steps=STEPS)
 def test_any_schedule(maxsize: int, merges: bool, steps: list[tuple[str, Any]]) -> None:
-    """Promise 1, against plain lists: puts, joins, tokens, pieces and restarts in any order."""
+    """Promise 1, against plain lists: puts, joins, tokens, pieces and restarts in any order.
+
+    Two runs go on side by side; after a restart another one takes the place of the failed one.
+    """
     queue = TokenQueue[Any]("queue", maxsize, join=Joinable.join if merges else None)
     reader: Reader[str] = Reader(queue, None, None)
     runs = [ModelRun(About(None, None), 1, is_heard=True) for _ in range(2)]
+    going_on = [0, 1]
     plain = Plain(maxsize, merges=merges)
     assert queue._buffer is not None
     for number, (step, value) in enumerate(steps):
-        if step == "put" and plain.put((value, f"{value}:{number} ")):
-            text = f"{value}:{number} "
-            item = Joinable(runs[value], "text", text) if merges else (runs[value], text)
+        if step == "put" and plain.put((run := going_on[value], text := f"{run}:{number} ")):
+            item = Joinable(runs[run], "text", text) if merges else (runs[run], text)
             assert queue._buffer.try_put(item, None, Ended) is None
-        elif step == "restart" and plain.put(value):
-            assert queue._buffer.try_put(Restart([runs[value]], None), None, Ended) is None
+        elif step == "restart" and plain.put(run := going_on[value]):
+            assert queue._buffer.try_put(Restart([runs[run]], None), None, Ended) is None
+            going_on[value] = len(runs)
+            runs.append(ModelRun(About(None, None), 1, is_heard=True))
         elif step in ("next", "piece"):
             expected = plain.next() if step == "next" else plain.piece(value)
             if expected is None:  # it would wait, after the restarts
