@@ -16,6 +16,8 @@ from queuestream._wakeups import end_turn, must_yield
 from queuestream.events import Joinable, Restart, text_of_value
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from queuestream._meter import Counter
     from queuestream._token_queue import TokenQueue
 
@@ -40,12 +42,13 @@ class Reader(Generic[T]):
     """
 
     __slots__ = (
-        "_later_limit",
         "_segments",
         "_texts",
+        "_void",
         "_whose",
         "is_first",
         "kept",
+        "later_limit",
         "limit",
         "tokens",
     )
@@ -55,12 +58,14 @@ class Reader(Generic[T]):
     ) -> None:
         self.tokens = tokens
         self.limit = first_limit
-        self._later_limit = later_limit
+        self.later_limit = later_limit
         self.is_first = True
         self.kept: deque[Any] = deque()
         # The delivered text: whose it is, and the pieces of it.
         self._segments: list[tuple[Counter, list[str]]] = []
-        # The last of them.
+        # The model runs of failed attempts; some may go on, and begin to deliver.
+        self._void: list[Collection[Counter]] = []
+        # The run that had the last text, and where its next one goes.
         self._whose: Counter | None = None
         self._texts: list[str] = []
 
@@ -123,18 +128,20 @@ class Reader(Generic[T]):
         """Take note of a value that the consumer gets."""
         if self.is_first:
             self.is_first = False
-            self.limit = self._later_limit
+            self.limit = self.later_limit
         text = value if type(value) is str else text_of_value(value)
         if text:
             if run is not self._whose:
                 self._whose = run
                 self._texts = []
-                self._segments.append((run, self._texts))
+                if not any(run in void for void in self._void):
+                    self._segments.append((run, self._texts))
             self._texts.append(text)
         return cast("T", value)
 
     def restart(self, restart: Restart) -> None:
         """An attempt has failed: what it delivered is void."""
+        self._void.append(restart.void)
         self._segments = [each for each in self._segments if each[0] not in restart.void]
         self._whose = None
 
@@ -240,14 +247,15 @@ class _Gathering:
             return True
         if self._delay == 0:
             return False
+        self.limit = self._reader.later_limit  # of one wait, also of one for more
         if self._delay is None:
-            self.limit = None
             return True
         now = monotonic()
         if self._deadline is None:
             self._deadline = now + self._delay
-        self.limit = self._deadline - now
-        return self.limit > 0
+        left = self._deadline - now
+        self.limit = left if self.limit is None else min(left, self.limit)
+        return left > 0
 
     def _has_enough(self) -> bool:
         return self._is_complete or self._count >= self._most

@@ -16,6 +16,7 @@ content blocks, and is empty where the model reasons or calls a tool.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -276,10 +277,7 @@ def _message_of(token: object, chunk: Any) -> AIMessageChunk:
     if message is None:
         return AIMessageChunk(content=text_of_chunk(token, chunk))
     if isinstance(message, AIMessage) and not isinstance(message, AIMessageChunk):
-        # Not model_dump: an object in it, the parsed answer say, stays what it is.
-        whole = {**dict(message), "usage_metadata": _usage_of(message), "chunk_position": "last"}
-        del whole["type"]
-        return AIMessageChunk.model_validate(whole)
+        return _whole(message)
     return cast("AIMessageChunk", message)
 
 
@@ -290,6 +288,27 @@ def _usage_of(message: BaseMessage) -> UsageMetadata | None:
     """
     usage = getattr(message, "usage_metadata", None)
     return usage if usage and "total_tokens" in usage else None
+
+
+def _whole(message: AIMessage) -> AIMessageChunk:
+    """A chunk of a whole message.  What the message holds is neither serialized nor validated."""
+    calls = [
+        {
+            "type": "tool_call_chunk",
+            "name": call.get("name"),
+            "args": args if isinstance(args := call.get("args"), str) else _json_of(args),
+            "id": call.get("id"),
+            "index": None,
+        }
+        for call in (*message.tool_calls, *message.invalid_tool_calls)
+    ]
+    fields = {**dict(message), "type": "AIMessageChunk", "chunk_position": "last"}
+    fields["usage_metadata"] = _usage_of(message)
+    return AIMessageChunk.model_construct(**fields, tool_call_chunks=calls)
+
+
+def _json_of(args: object) -> str | None:
+    return None if args is None else json.dumps(args, default=str)
 
 
 class Part(NamedTuple):
@@ -359,6 +378,26 @@ def _reasoning_beside(kwargs: dict[str, Any]) -> str:
     return _reasoning_of({**block, "type": "reasoning"}) if isinstance(block, dict) else ""
 
 
+class _Call:
+    """Which call a piece is of.  One that has an id begins a call, or goes on with its own.
+
+    Some providers give all calls the same index.
+    """
+
+    __slots__ = ("id", "index")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, index: object, id_: object) -> None:
+        self.index = index
+        self.id = id_
+
+    def __eq__(self, later: object) -> bool:
+        if not isinstance(later, _Call) or self.index != later.index:
+            return False
+        return not later.id or later.id == self.id
+
+
 def _tool_call_parts(message: AIMessageChunk) -> list[Part]:
     calls = getattr(message, "tool_call_chunks", None) or []
     parts: list[Part] = []
@@ -368,7 +407,7 @@ def _tool_call_parts(message: AIMessageChunk) -> list[Part]:
             chunk = AIMessageChunk(content="", id=message.id, tool_call_chunks=[call])
         index = call.get("index")
         # Complete calls have no index; two of them are never pieces of one.
-        block: object = index if index is not None else call.get("id") or object()
+        block: object = _Call(index, call.get("id")) if index is not None else object()
         parts.append(Part("tool_call", block, call.get("args") or "", chunk))
     return parts
 

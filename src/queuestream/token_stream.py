@@ -438,7 +438,8 @@ class TokenStream(Generic[T]):
         """Iterate joined text, with ``for`` or ``async for``.
 
         Each piece is all that is waiting: one token when the consumer keeps up, more when it
-        lags.  A restart ends a piece, and so does the end of the run.
+        lags.  A restart ends a piece, and so does the end of the run.  What a piece has
+        gathered makes room in the queue: ``max_tokens`` limits it.
 
         >>> from langchain_core.language_models import FakeListChatModel
         >>> model = FakeListChatModel(responses=["Hello!"])
@@ -450,7 +451,8 @@ class TokenStream(Generic[T]):
 
         Args:
             max_tokens: The most tokens in a piece; any number if None.
-            max_delay: Seconds to wait for more tokens, after the first of a piece.
+            max_delay: Seconds to wait for more tokens, after the first of a piece; but never
+                longer than ``token_timeout`` for one of them.
 
         Raises:
             TypeError: If ``max_tokens`` is no integer, or ``max_delay`` no number.

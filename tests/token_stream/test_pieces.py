@@ -260,52 +260,25 @@ def test_max_delay_counts_from_the_first_token(monkeypatch: pytest.MonkeyPatch) 
     assert pieces == ["".join(tokens(3)), "".join(tokens(3, start=3))]
 
 
+@pytest.mark.parametrize("max_delay", [0.04, NEVER, inf], ids=["short", "long", "infinite"])
 @everywhere
-def test_token_timeout_is_for_the_first_token_of_a_piece(run_in: RunIn, consumer: Consumer) -> None:
-    """Hazard: the wait for more, which ends well, counts as one that lasted too long."""
+def test_token_timeout_limits_the_wait_for_more(
+    run_in: RunIn, consumer: Consumer, max_delay: float
+) -> None:
+    """Hazard: a piece waits for ever for a silent model; or what it had gathered is lost."""
     model = silent_model(*tokens(2))
 
     async def scenario() -> None:
         made = stream(model, "?", run_in=run_in, token_timeout=0.01)
         async with consumer.entered(made) as answer:
             await all_wait(consumer, answer, 2)
-            pieces = pieces_of(answer, max_delay=0.04)
-            began = monotonic()
+            pieces = pieces_of(answer, max_delay=max_delay)
             assert await consumer.next(pieces) == "".join(tokens(2))
-            assert monotonic() - began >= 0.03  # it did wait for more, beyond token_timeout
             with pytest.raises(StreamTimeoutError, match=r"token_timeout=0\.01"):
                 await consumer.next(pieces)
             with pytest.raises(StopAsyncIteration):
                 await consumer.next(pieces)
             assert answer.text == "".join(tokens(2))
-
-    consumer.run(scenario)
-
-
-@pytest.mark.parametrize("run_in, consumer", pairings("for", "asyncio", "trio"))
-@pytest.mark.parametrize("max_delay", [NEVER, inf], ids=["long", "infinite"])
-def test_token_timeout_does_not_complete_a_piece(
-    run_in: RunIn, consumer: Consumer, max_delay: float
-) -> None:
-    """Hazard: the shorter of the two limits ends the wait for more."""
-    gate = Gate(2)
-    model = ScriptedChatModel(tokens=tokens(3), gate=gate)
-
-    async def scenario() -> None:
-        made = stream(model, "?", run_in=run_in, first_token_timeout=0.01, token_timeout=0.01)
-        async with consumer.entered(made) as answer:
-            await all_wait(consumer, answer, 2)
-
-            def go_on() -> None:
-                eventually(lambda: is_gathering(answer, *tokens(2)))
-                late = monotonic() + 0.03
-                eventually(lambda: monotonic() >= late)
-                gate.open()
-
-            helper = in_another_thread(go_on)
-            pieces = pieces_of(answer, max_delay=max_delay)
-            assert await consumer.next(pieces) == "".join(tokens(3))
-            await consumer.wait(helper.join)
 
     consumer.run(scenario)
 

@@ -98,23 +98,28 @@ class FeedHandler(StreamHandler):
             self.tokens.refuse()
         if not self._admit(kind, run_id, about.parent_run_id):
             return ()
-        void = self._attempts.run_started(run_id, about.parent_run_id or run_in_context())
+        parent = about.parent_run_id
+        if parent is None and self._attempts.is_open(caller := run_in_context()):
+            parent = caller
+        void = self._attempts.run_started(run_id, parent)
+        number = self._attempts.attempt_of(run_id)
         if kind == "llm":
-            self._add_run(run_id, about)
+            self._add_run(run_id, about, number)
         if not void:
             return ()
         if self.others:  # it may be refused while it waits to announce itself
             self._untold[run_id] = kind, about.parent_run_id
-        return (self._selection.restart(void, about, self._attempts.number_of(run_id)),)
+        return (self._selection.restart(void, about, number),)
 
     def _admit(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> bool:
         """Whether a run that starts is one that the consumer hears of."""
         return True
 
-    def _add_run(self, run_id: UUID, about: About) -> ModelRun:
-        run = ModelRun(about, self._attempts.number, is_heard=self._selection.filter.hears(about))
+    def _add_run(self, run_id: UUID, about: About, attempt: int) -> ModelRun:
+        run = ModelRun(about, attempt, is_heard=self._selection.filter.hears(about))
         self._runs[run_id] = run
-        self.tokens.meter.counters.append(run)
+        if self._is_one_run:  # else nobody reads it, and the session may go on for ever
+            self.tokens.meter.counters.append(run)
         return run
 
     def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
@@ -176,7 +181,8 @@ class FeedHandler(StreamHandler):
             return self._nameless[1]
         run = self._runs.get(run_id)
         if run is None:  # its start was not reported
-            run = self._add_run(run_id, About(run_id, details.get("parent_run_id"), None, details))
+            about = About(run_id, details.get("parent_run_id"), None, details)
+            run = self._add_run(run_id, about, self._attempts.number)
         run.streamed = True
         self._latest_run = run_id, run
         return run
@@ -274,9 +280,11 @@ class FeedHandler(StreamHandler):
 
     def _announce(self, item: object, run_id: UUID) -> None:
         self._put_all((item,), run_id)
+        self._attempts.announced(run_id)
 
     async def _announce_in_task(self, item: object, loop: object, run_id: UUID) -> None:
         await self._put_all_in_task((item,), run_id, loop)
+        self._attempts.announced(run_id)
 
     # -- the end of the run ------------------------------------------------------------------
 

@@ -189,6 +189,7 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
         super().__init__(TokenQueue(name, maxsize, queue, join=selection.join), selection)
         self._open: set[UUID] = set()  # runs that were heard to start and not to end
         self._outermost: set[UUID] = set()  # those whose parent was not open
+        self._callers: dict[UUID, UUID | None] = {}  # of those that LangChain reports without one
         self.is_running = False  # one of them started, and its sentinel is not put
         self._error: BaseException | None = None  # the first that one of them ended with
         self._stale: WeakSet[UUID] = WeakSet()  # runs that went on when an iteration ended
@@ -219,9 +220,11 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
             self._open.add(run_id)
             if self._has_stale and parent_run_id in self._stale:
                 self._stale.add(run_id)
-            elif (parent_run_id or run_in_context()) not in self._open:
+            elif parent_run_id not in self._open:
                 self._outermost.add(run_id)
                 self.is_running = tokens.is_open = True
+                if parent_run_id is None and (caller := run_in_context()) in self._open:
+                    self._callers[run_id] = caller
         if kind != "chain" and run_id in self._outermost and self._is_in_task(run_id):
             self._watched[run_id] = {}
             self._watch(run_id, is_whole_run=True)
@@ -236,7 +239,8 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
             if run_id not in self._outermost:
                 return
             self._outermost.remove(run_id)
-            if self._error is None:
+            # If its caller goes on, that may have caught the error.
+            if self._callers.pop(run_id, None) not in self._open and self._error is None:
                 self._error = error
             if self.is_running and not self._outermost:
                 self._end_session(self._error)
@@ -246,6 +250,7 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
         self.is_running = False
         self._error = None
         self._outermost.clear()
+        self._callers.clear()
         # What goes on all the same, in threads of a cancelled run say, is not the next one's.
         for run_id in self._open:
             self._stale.add(run_id)
