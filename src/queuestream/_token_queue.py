@@ -390,12 +390,12 @@ class TokenQueue(Generic[T]):
 
     # -- the consumer's side ---------------------------------------------------------------
 
-    def get(self, limit: float | None = None, *, is_extended: bool = True) -> T:
+    def get(self, limit: float | None = None) -> T:
         """Take the next item from a thread; wait for it.
 
         Args:
-            limit: Seconds to wait at most; for ever if None.
-            is_extended: Whether they count anew from each thing that is not for the consumer.
+            limit: Seconds to wait at most, counted anew from each thing that the run has and
+                that is not for the consumer; for ever if None.
 
         Raises:
             Ended: If there will be none.
@@ -408,7 +408,7 @@ class TokenQueue(Generic[T]):
             if not self.closed:
                 buffer = self._buffer
                 if limit is not None:
-                    return self._get_within(limit, is_extended=is_extended)
+                    return self._get_within(limit, is_extended=True)
                 if buffer is None:
                     return self._sync_q.get()
                 item = buffer.try_get(None, SyncQueueShutDown)
@@ -447,7 +447,7 @@ class TokenQueue(Generic[T]):
             raise TimedOut
         return self.last_dropped
 
-    async def get_in_task(self, limit: float | None = None, *, is_extended: bool = True) -> T:
+    async def get_in_task(self, limit: float | None = None) -> T:
         """Like `get`, from a task.
 
         **Cancellation**: no item is taken.
@@ -458,7 +458,7 @@ class TokenQueue(Generic[T]):
             if not self.closed:
                 buffer = self._buffer
                 if limit is not None:
-                    return await self._get_within_in_task(limit, is_extended=is_extended)
+                    return await self._get_within_in_task(limit, is_extended=True)
                 if buffer is None:
                     return await self._async_q.get()
                 if must_yield():

@@ -324,6 +324,11 @@ TEXT = "text"
         (MESSAGE, [(A, thought("1", 0))], (A, text("2", 0)), None),
         (MESSAGE, [(A, text("1"))], (A, usage()), None),
         (MESSAGE, [(A, text("1"))], (A, text("")), None),
+        # Some servers give every call the index 0; an id begins a call, or goes on with its own.
+        (EVENT, [(A, call("1", 0, "x", "f"))], (A, call("2", 0, "y", "g")), None),
+        (EVENT, [(A, call("1", 0, "x", "f"))], (A, call("2", 0, "x")), 0),
+        (EVENT, [(A, call("1", 0, "x", "f"))], (A, call("2", 0)), 0),
+        (MESSAGE, [(A, call("1", 0, "x", "f"))], (A, call("2", 0, "y", "g")), None),
         # Content blocks.
         (TEXT, [(A, text("1", 0))], (A, text("2", 0)), 0),
         (TEXT, [(A, text("1", 0))], (A, text("2", 1)), None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import date
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import pytest
@@ -564,3 +565,32 @@ def test_an_object_in_a_whole_answer_stays_itself() -> None:
     model = WholeMessageModel(answers=[AIMessage("a", additional_kwargs={"parsed": parsed})])
     [message] = stream(model, "?", select="message")
     assert message.additional_kwargs["parsed"] == parsed
+
+
+ODD_ANSWERS = [
+    AIMessage("a", tool_calls=[{"name": "f", "args": {"when": date(2020, 1, 1)}, "id": "1"}]),
+    AIMessage("a", tool_calls=[{"name": "f", "args": {"all": {1, 2}}, "id": None}]),
+]
+
+
+@pytest.mark.parametrize("answer", ODD_ANSWERS)
+@pytest.mark.parametrize("run_in, consumer", PAIRINGS)
+def test_an_answer_that_is_no_json_is_delivered(
+    run_in: RunIn, consumer: Consumer, answer: AIMessage
+) -> None:
+    """Hazard: our callback serializes it, fails, and ends a run that goes well without us."""
+    model = WholeMessageModel(answers=[answer])
+    [message], made = consume(run_in, consumer, model, select="message")
+    assert message.tool_call_chunks[0]["name"] == "f"
+    assert made.result.tool_calls == answer.tool_calls
+    received, _ = consume(run_in, consumer, model, select="event")
+    assert [event.kind for event in received] == ["text", "tool_call"]
+    assert consume(run_in, consumer, model, overflow="merge")[0] == ["a"]
+
+
+def test_usage_that_is_set_by_hand_is_delivered() -> None:
+    """Hazard: we validate a message that LangChain took as it is."""
+    answer = AIMessage("a")
+    answer.usage_metadata = cast("Any", {"total_tokens": 5})
+    [message] = stream(WholeMessageModel(answers=[answer]), "?", select="message")
+    assert message.usage_metadata == {"total_tokens": 5}
