@@ -9,10 +9,11 @@ queue that lives on both sides of that border::
         for token in tokens:
             print(token, end="", flush=True)
 
-The layers, each importing only from those before it: `errors`; ``_wakeups`` (wakes a
-waiter); ``_buffer`` (guards the items); `mixed_queue` (its two faces); ``_meter`` (what is
-measured); ``_token_queue`` (a run and its consumer at the two ends of a queue); `events`
-(from LangChain's reports to what is iterated); ``_reader`` (the consumer's end);
+The layers, each importing only from those before it: `errors`; ``_messages`` (takes apart
+what models report); ``_wakeups`` (wakes a waiter); ``_buffer`` (guards the items);
+`mixed_queue` (its two faces); ``_meter`` (what is measured); ``_token_queue`` (a run and
+its consumer at the two ends of a queue); `events` (from LangChain's reports to what is
+iterated); ``_reader`` (the consumer's end);
 ``_attempts`` (what is a restart of what); ``_background`` (the shared loop);
 ``_containment`` (what a run makes on a loop); `handlers` (LangChain's callbacks);
 ``_calls`` (a target with its arguments); `producers` (where a run happens); `token_stream`

@@ -1,27 +1,30 @@
 """From what LangChain reports to what the user iterates.
 
 A model run reports *messages*: chunks while it streams, or one whole message at its end.
-`parts_of` takes a message apart, once for all that needs it: text, reasoning, pieces of
-tool calls, usage.  A `Selection` makes of it what a consumer asked for.
+A `Selection` makes of them what a consumer asked for.
 
 What stands in a queue is one of three:
 
 - a pair of the `ModelRun` and the text, message or `TokenEvent` itself;
 - a `Joinable`, the same where a slow consumer may get several as one;
 - a `Restart`.
-
-Text is taken from the chunk, never from the ``token`` argument: that one may be a list of
-content blocks, and is empty where the model reasons or calls a tool.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessageChunk
 
+from queuestream._messages import (
+    Kind,
+    Part,
+    message_of,
+    parts_of,
+    text_of_chunk,
+    text_of_content,
+)
 from queuestream._meter import Counter
 
 if TYPE_CHECKING:
@@ -29,9 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from uuid import UUID
 
-    from langchain_core.messages import BaseMessage
-    from langchain_core.messages.ai import UsageMetadata
-    from langchain_core.outputs import LLMResult
 
 __all__ = [
     "About",
@@ -43,17 +43,12 @@ __all__ = [
     "Select",
     "Selection",
     "TokenEvent",
-    "first_generation",
-    "text_of_chunk",
-    "text_of_content",
-    "text_of_result",
     "text_of_value",
     "value_of",
 ]
 
 Select = Literal["text", "message", "event"]
 Overflow = Literal["block", "merge"]
-Kind = Literal["text", "reasoning", "tool_call", "usage", "restart"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,193 +220,6 @@ def _names(option: str, given: object) -> frozenset[str]:
     return frozenset(cast("list[str]", names))
 
 
-# -- from messages to parts ------------------------------------------------------------------
-
-
-def text_of_chunk(token: object, chunk: Any) -> str:
-    """The text of one ``on_llm_new_token`` call; empty if it carries none.
-
-    Args:
-        token: The first argument, used only where there is no chunk (a direct call).
-        chunk: A ``ChatGenerationChunk``, a ``GenerationChunk``, or None.
-    """
-    if chunk is None:
-        return text_of_content(token)
-    message = getattr(chunk, "message", None)
-    if message is None:
-        return str(chunk.text)
-    return text_of_content(message.content)
-
-
-def text_of_content(content: Any) -> str:
-    """The text of a message's content: a string, or the text blocks of a list, joined."""
-    if isinstance(content, str):
-        return content
-    return "".join(map(_text_of_block, content or ()))
-
-
-def _text_of_block(block: Any) -> str:
-    if isinstance(block, str):
-        return block
-    try:
-        return str(block["text"] or "") if block["type"] == "text" else ""
-    except (KeyError, TypeError):
-        return ""
-
-
-def text_of_result(result: LLMResult) -> str:
-    """The text of the first generation of a finished model run."""
-    generation = first_generation(result)
-    return "" if generation is None else text_of_chunk("", generation)
-
-
-def first_generation(result: LLMResult) -> Any:
-    """The first generation of a finished model run, or None."""
-    generations = result.generations
-    return generations[0][0] if generations and generations[0] else None
-
-
-def _message_of(token: object, chunk: Any) -> AIMessageChunk:
-    """The message of a chunk, or of a whole generation; one made from the text if it has none."""
-    message = getattr(chunk, "message", None)
-    if message is None:
-        return AIMessageChunk(content=text_of_chunk(token, chunk))
-    if isinstance(message, AIMessage) and not isinstance(message, AIMessageChunk):
-        return _whole(message)
-    return cast("AIMessageChunk", message)
-
-
-def _usage_of(message: BaseMessage) -> UsageMetadata | None:
-    """The token usage that a message reports.
-
-    A cache hit adds a cost of 0, and where the model reported none, that stands alone.
-    """
-    usage = getattr(message, "usage_metadata", None)
-    return usage if usage and "total_tokens" in usage else None
-
-
-def _whole(message: AIMessage) -> AIMessageChunk:
-    """A chunk of a whole message.  What the message holds is neither serialized nor validated."""
-    calls = [
-        {
-            "type": "tool_call_chunk",
-            "name": call.get("name"),
-            "args": args if isinstance(args := call.get("args"), str) else _json_of(args),
-            "id": call.get("id"),
-            "index": None,
-        }
-        for call in (*message.tool_calls, *message.invalid_tool_calls)
-    ]
-    fields = {**dict(message), "type": "AIMessageChunk", "chunk_position": "last"}
-    fields["usage_metadata"] = _usage_of(message)
-    return AIMessageChunk.model_construct(**fields, tool_call_chunks=calls)
-
-
-def _json_of(args: object) -> str | None:
-    return None if args is None else json.dumps(args, default=str)
-
-
-class Part(NamedTuple):
-    """One thing that a message tells.
-
-    Attributes:
-        kind: As of `TokenEvent`.
-        block: Where in the message's content it stands: parts with equal ones, one after
-            the other, are pieces of one thing.
-        text: As of `TokenEvent`.
-        chunk: As of `TokenEvent`.
-    """
-
-    kind: Kind
-    block: object
-    text: str
-    chunk: AIMessageChunk
-
-
-def parts_of(message: AIMessageChunk) -> list[Part]:
-    """Take a message apart: at most one part of each kind, but one for each tool call."""
-    content: Any = message.content
-    blocks: list[Any] = [content] if isinstance(content, str) else list(content or ())
-    parts: list[Part] = []
-    reasoning = [(_index_of(block), text) for block in blocks if (text := _reasoning_of(block))]
-    if not reasoning and (beside := _reasoning_beside(message.additional_kwargs)):
-        reasoning = [(None, beside)]
-    texts = [(_index_of(block), text) for block in blocks if (text := _text_of_block(block))]
-    kinds: tuple[tuple[Kind, list[Any]], ...] = ("reasoning", reasoning), ("text", texts)
-    for kind, found in kinds:
-        if found:
-            where, what = zip(*found, strict=True)
-            parts.append(Part(kind, where, "".join(what), message))
-    parts += _tool_call_parts(message)
-    if _usage_of(message):
-        parts.append(Part("usage", None, "", message))
-    return parts
-
-
-def _index_of(block: Any) -> object:
-    return block.get("index") if isinstance(block, dict) else None
-
-
-def _reasoning_of(block: Any) -> str:
-    """The reasoning in a content block, in the forms that the integrations give it."""
-    try:
-        kind = block["type"]
-        if kind == "thinking":  # Anthropic, Mistral, Google
-            return str(block.get("thinking") or "")
-        if kind == "reasoning_content":  # Bedrock
-            return str(block["reasoning_content"]["text"] or "")
-        if kind == "reasoning":
-            if "summary" in block:  # OpenAI
-                return "".join(str(step["text"] or "") for step in block["summary"])
-            return str(block.get("reasoning") or "")  # LangChain's standard
-    except (KeyError, TypeError, AttributeError):
-        pass  # not in a form that is known
-    return ""
-
-
-def _reasoning_beside(kwargs: dict[str, Any]) -> str:
-    """The reasoning that an integration keeps beside the content."""
-    text = kwargs.get("reasoning_content")  # DeepSeek, Groq, Ollama, xAI
-    if isinstance(text, str):
-        return text
-    block = kwargs.get("reasoning")  # OpenAI, with output_version="v0"
-    return _reasoning_of({**block, "type": "reasoning"}) if isinstance(block, dict) else ""
-
-
-class _Call:
-    """Which call a piece is of.  One that has an id begins a call, or goes on with its own.
-
-    Some providers give all calls the same index.
-    """
-
-    __slots__ = ("id", "index")
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, index: object, id_: object) -> None:
-        self.index = index
-        self.id = id_
-
-    def __eq__(self, later: object) -> bool:
-        if not isinstance(later, _Call) or self.index != later.index:
-            return False
-        return not later.id or later.id == self.id
-
-
-def _tool_call_parts(message: AIMessageChunk) -> list[Part]:
-    calls = getattr(message, "tool_call_chunks", None) or []
-    parts: list[Part] = []
-    for call in calls:
-        chunk = message
-        if len(calls) > 1:
-            chunk = AIMessageChunk(content="", id=message.id, tool_call_chunks=[call])
-        index = call.get("index")
-        # Complete calls have no index; two of them are never pieces of one.
-        block: object = _Call(index, call.get("id")) if index is not None else object()
-        parts.append(Part("tool_call", block, call.get("args") or "", chunk))
-    return parts
-
-
 # -- from messages to items ------------------------------------------------------------------
 
 
@@ -536,14 +344,14 @@ class Selection:
         if not run.is_heard:
             return ()
         if self.select != "text":
-            return self._messages_or_events(run, _message_of(token, chunk))
+            return self._messages_or_events(run, message_of(token, chunk))
         if not text:
             return ()
         run.tokens += 1
         run.characters += len(text)
         if self.join is None:
             return ((run, text),)
-        key = [part[:2] for part in parts_of(_message_of(token, chunk)) if part.kind == "text"]
+        key = [part[:2] for part in parts_of(message_of(token, chunk)) if part.kind == "text"]
         return (Joinable(run, key, text),)
 
     def usage_item(self, run: ModelRun, chunk: Any) -> Sequence[object]:

@@ -23,7 +23,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from pydantic import BaseModel
 
 from queuestream import TokenEvent, TokenStream, events, stream
-from queuestream.events import Kind
+from queuestream._messages import Kind
 from tests.support.consumers import pairings
 from tests.support.models import ScriptedChatModel, ScriptedLLM, WholeAnswerChatModel, tokens
 
@@ -353,7 +353,7 @@ def test_a_text_run_builds_no_event_and_copies_no_message(monkeypatch: pytest.Mo
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError
 
-    for name in ("TokenEvent", "AIMessageChunk", "parts_of", "_event", "_message_of"):
+    for name in ("TokenEvent", "AIMessageChunk", "parts_of", "_event", "message_of"):
         monkeypatch.setattr(events, name, never)
     failing = ScriptedChatModel(tokens=tokens(3), failure=ValueError("no"), fail_at=2)
     block = AIMessageChunk(content=[{"type": "text", "text": "b"}])

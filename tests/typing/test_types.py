@@ -19,7 +19,7 @@ from langchain_core.messages.ai import UsageMetadata
 from typing_extensions import assert_type
 
 from queuestream import QueueStreamHandler, StreamStatistics, TokenEvent, TokenStream, stream
-from queuestream.events import Kind
+from queuestream._messages import Kind
 from queuestream.token_stream import Pieces
 
 if TYPE_CHECKING:

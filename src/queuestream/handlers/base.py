@@ -30,8 +30,9 @@ from weakref import WeakSet
 from langchain_core.callbacks import BaseCallbackHandler
 
 from queuestream._background import run_in_background
+from queuestream._messages import text_of_chunk, text_of_result
 from queuestream._wakeups import running_asyncio_loop
-from queuestream.events import About, text_of_chunk, text_of_result
+from queuestream.events import About
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence

@@ -15,9 +15,10 @@ from langchain_core.callbacks.manager import ahandle_event, handle_event
 from langchain_core.runnables.config import var_child_runnable_config
 
 from queuestream._attempts import Attempts
+from queuestream._messages import first_generation
 from queuestream._meter import Meter
 from queuestream._wakeups import running_asyncio_loop
-from queuestream.events import About, ModelRun, Selection, first_generation
+from queuestream.events import About, ModelRun, Selection
 from queuestream.handlers.base import StreamHandler, dual
 
 if TYPE_CHECKING:
