@@ -16,7 +16,7 @@ from math import inf
 from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any, cast
 
-from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.callbacks import BaseCallbackManager, CallbackManager
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
@@ -193,9 +193,17 @@ def _joined(callbacks: Any, more: list[Any]) -> Any:
 
 
 def _inherited_part(config: RunnableConfig) -> RunnableConfig:
-    """``config`` without what is one run's, and not that of each run within it."""
+    """``config`` without what is one run's, and not that of each run within it.
+
+    With a callback manager: a ``RunnableBinding`` adds the callbacks that it is given to the
+    inherited ones, and a manager takes none twice.
+    """
     own = ("run_id", "run_name")
-    return cast("RunnableConfig", {key: value for key, value in config.items() if key not in own})
+    part = {key: value for key, value in config.items() if key not in own}
+    if isinstance(part.get("callbacks"), list):
+        handlers = cast("list[Any]", part["callbacks"])
+        part["callbacks"] = CallbackManager(list(handlers), list(handlers))
+    return cast("RunnableConfig", part)
 
 
 def make_call(

@@ -6,6 +6,7 @@ The measure is what LangChain's own `astream_events` says of the same run.
 from __future__ import annotations
 
 import operator
+import sys
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypedDict
@@ -181,6 +182,10 @@ def told(case: Case, target: Runnable[Any, Any], data: Any) -> list[Whose]:
     return case.consumer.run(consume)
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="fact 10: astream_events does not hear the tool's model",
+)
 @pytest.mark.parametrize("case", CASES)
 def test_a_tool_loop_says_which_step_and_which_tool_speaks(
     server: ReplayServer, case: Case
