@@ -88,8 +88,8 @@ def message_of(token: object, chunk: Any) -> AIMessageChunk:
     return cast("AIMessageChunk", message)
 
 
-def usage_of(message: BaseMessage) -> UsageMetadata | None:
-    """The token usage that a message reports.
+def usage_of(message: BaseMessage | None) -> UsageMetadata | None:
+    """The token usage that a message reports, if it does.
 
     A cache hit adds a cost of 0, and where the model reported none, that stands alone.
     """
@@ -193,7 +193,7 @@ class _Call:
 
     __slots__ = ("id", "index")
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # equal to what goes on with it, not always back
 
     def __init__(self, index: object, id_: object) -> None:
         self.index = index

@@ -24,6 +24,7 @@ from queuestream._messages import (
     parts_of,
     text_of_chunk,
     text_of_content,
+    usage_of,
 )
 from queuestream._meter import Counter
 
@@ -307,7 +308,7 @@ class Selection:
         ValueError: If ``select`` or ``overflow`` are none of the allowed values.
     """
 
-    __slots__ = ("_of_message", "filter", "join", "select")
+    __slots__ = ("filter", "join", "select")
 
     def __init__(
         self,
@@ -334,17 +335,17 @@ class Selection:
         The run counts it, and takes note of the usage.
         """
         message = getattr(chunk, "message", None)
+        if message is not None and getattr(message, "usage_metadata", None):
+            run.note_usage(message.usage_metadata)
+        if not run.is_heard:
+            return ()
+        if self.select != "text":
+            return self._messages_or_events(run, message_of(token, chunk))
         if message is None:
             text = text_of_chunk(token, chunk)
         else:
             content = message.content
             text = content if type(content) is str else text_of_content(content)
-            if getattr(message, "usage_metadata", None):
-                run.note_usage(message.usage_metadata)
-        if not run.is_heard:
-            return ()
-        if self.select != "text":
-            return self._messages_or_events(run, message_of(token, chunk))
         if not text:
             return ()
         run.tokens += 1
@@ -356,13 +357,17 @@ class Selection:
 
     def usage_item(self, run: ModelRun, chunk: Any) -> Sequence[object]:
         """What the queue gets at the end of a run that has streamed: usage that is new."""
-        usage = getattr(getattr(chunk, "message", None), "usage_metadata", None)
-        if run.usage is not None or not usage:
+        whole: Any = getattr(chunk, "message", None)
+        usage = usage_of(whole)
+        if run.usage is not None or usage is None:
             return ()
         run.note_usage(usage)
         if self.select != "event" or not run.is_heard:
             return ()
-        message = AIMessageChunk(content="", usage_metadata=usage, id=chunk.message.id)
+        # Copied, because it would be validated, which LangChain did not do.
+        message = AIMessageChunk(content="", id=whole.id).model_copy(
+            update={"usage_metadata": usage}
+        )
         return self._messages_or_events(run, message)
 
     def restart(self, void: Collection[Counter], run: About, attempt: int) -> Restart:
