@@ -283,7 +283,7 @@ class TokenQueue(Generic[T]):
         self._note_peak()
 
     def _note_peak(self) -> None:
-        """Measure a queue that does not do it itself; its producers are few, and so are errors."""
+        """Measure a queue that does not do it itself.  Two producers at once may hide a peak."""
         self.meter.peak = max(self.meter.peak, self._sync_q.qsize())
 
     async def put_in_task(self, item: T, is_stale: Callable[[], bool] | None = None) -> None:

@@ -8,6 +8,7 @@ once for each run stands beside that way: who is heard, restarts, what is measur
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from queuestream.events import About, ModelRun, Selection
 from queuestream.handlers.base import StreamHandler, dual
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from uuid import UUID
 
     from langchain_core.callbacks import BaseCallbackHandler
@@ -75,7 +76,7 @@ class FeedHandler(StreamHandler):
 
     def _begin_anew(self) -> None:
         """Forget all runs."""
-        meter = self.tokens.meter = Meter()
+        meter = Meter()
         self.tokens.measure(meter)
         self._attempts = Attempts(meter.restarts, is_one_run=self._is_one_run)
         meter.counters.append(self._nameless[1])
@@ -238,7 +239,7 @@ class FeedHandler(StreamHandler):
         if not run.has_text:
             self._note(run, items)
         if not items:
-            self._is_closed_at_drop()
+            self.tokens.last_dropped = monotonic()
         return items
 
     # Called by hand, as the on_token of another handler, it is as if without a run.
@@ -259,7 +260,7 @@ class FeedHandler(StreamHandler):
             for item in items:
                 self.tokens.put_at_once(item)
         else:
-            is_stale = self._staleness_of(run_id) if self._can_be_stale else None
+            is_stale = partial(self._is_stale, run_id) if self._can_be_stale else None
             for item in items:
                 self.tokens.put(item, is_stale)
 
@@ -271,13 +272,13 @@ class FeedHandler(StreamHandler):
             for item in items:
                 self.tokens.put_at_once(item)
         else:
-            is_stale = self._staleness_of(run_id) if self._can_be_stale else None
+            is_stale = partial(self._is_stale, run_id) if self._can_be_stale else None
             for item in items:
                 await self.tokens.put_in_task(item, is_stale)
 
-    def _staleness_of(self, run_id: UUID | None) -> Callable[[], bool]:
-        """What tells that nobody is to have a run's items any more."""
-        raise NotImplementedError  # pragma: no cover - only where `_can_be_stale`
+    def _is_stale(self, run_id: UUID | None) -> bool:
+        """Whether nobody is to have a run's items any more."""
+        return False
 
     def _announce(self, item: object, run_id: UUID) -> None:
         self._put_all((item,), run_id)

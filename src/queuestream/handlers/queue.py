@@ -261,9 +261,6 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
         if self._has_stale:
             self.tokens.recheck()
 
-    def _staleness_of(self, run_id: UUID | None) -> Callable[[], bool]:
-        return partial(self._is_stale, run_id)
-
     def _is_stale(self, run_id: UUID | None) -> bool:
         return self._has_stale and run_id in self._stale
 
