@@ -334,9 +334,13 @@ class Selection:
 
         The run counts it, and takes note of the usage.
         """
-        message = getattr(chunk, "message", None)
-        if message is not None and getattr(message, "usage_metadata", None):
-            run.note_usage(message.usage_metadata)
+        try:
+            message = chunk.message
+            usage = message.usage_metadata
+        except AttributeError:  # an old-style model, no model's message, or a direct call
+            message, usage = getattr(chunk, "message", None), None
+        if usage:
+            run.note_usage(usage)
         if not run.is_heard:
             return ()
         if self.select != "text":
