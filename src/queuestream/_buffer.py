@@ -85,8 +85,11 @@ def checked_maxsize(maxsize: object) -> int:
     return maxsize
 
 
-def members(of: weakref.WeakSet[T]) -> list[T]:
-    """What is in a weak set now.  Another thread, or the collector, may change it meanwhile."""
+def members(of: Iterable[T]) -> list[T]:
+    """What is in a weak set now, or the keys in a weak dictionary.
+
+    Another thread, or the collector, may change it meanwhile.
+    """
     while True:
         with contextlib.suppress(RuntimeError):
             return list(of)

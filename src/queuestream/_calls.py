@@ -12,8 +12,6 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import inf
-from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.callbacks import BaseCallbackManager, CallbackManager
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from queuestream._token_queue import TokenQueue
     from queuestream.handlers.feed import FeedHandler
 
-__all__ = ["Call", "check_arguments", "checked_seconds", "is_async_only", "make_call"]
+__all__ = ["Call", "check_arguments", "is_async_only", "make_call"]
 
 
 @dataclass(slots=True, eq=False)
@@ -129,22 +127,6 @@ _OURS = (
     "queue",
 )
 """The parameters of ``stream()``."""
-
-
-def checked_seconds(name: str, given: object) -> float | None:
-    """A time limit as it is used: seconds, or None for none.
-
-    Raises:
-        TypeError: If it is neither a number nor None.
-        ValueError: If it is negative or no number at all (NaN).
-    """
-    if given is None:
-        return None
-    if not isinstance(given, (int, float)) or isinstance(given, bool):
-        raise TypeError(f"{name} must be a number of seconds or None, not {given!r}")
-    if not given >= 0:
-        raise ValueError(f"{name} must be 0 seconds or more, or None; not {given!r}")
-    return None if given == inf else float(min(given, TIMEOUT_MAX))
 
 
 def _check_keywords(kwargs: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "text_of_chunk",
     "text_of_content",
     "text_of_result",
+    "token_counts_of_result",
     "usage_of",
 ]
 
@@ -95,6 +96,15 @@ def usage_of(message: BaseMessage | None) -> UsageMetadata | None:
     """
     usage = getattr(message, "usage_metadata", None)
     return usage if usage and "total_tokens" in usage else None
+
+
+def token_counts_of_result(result: LLMResult) -> tuple[int | None, int | None]:
+    """The tokens of a finished model run's input and output, where it reports them."""
+    usage: Any = usage_of(getattr(first_generation(result), "message", None))
+    if usage is not None:
+        return usage.get("input_tokens"), usage.get("output_tokens")
+    old_style: Any = (result.llm_output or {}).get("token_usage") or {}
+    return old_style.get("prompt_tokens"), old_style.get("completion_tokens")
 
 
 def _whole(message: AIMessage) -> AIMessageChunk:

@@ -101,10 +101,11 @@ class About:
         parent_run_id: That of the run above it.
         name: Its name, as in ``astream_events``.
         tags: Its tags.
+        metadata: Its metadata.
         nodes: The LangGraph nodes that it is in, the innermost one last.
     """
 
-    __slots__ = ("name", "nodes", "parent_run_id", "run_id", "tags")
+    __slots__ = ("metadata", "name", "nodes", "parent_run_id", "run_id", "tags")
 
     def __init__(
         self,
@@ -118,7 +119,8 @@ class About:
         self.parent_run_id = parent_run_id
         self.name: str = details.get("name") or _name_of(serialized)
         self.tags: tuple[str, ...] = tuple(details.get("tags") or ())
-        self.nodes = _nodes_of(details.get("metadata") or {})
+        self.metadata: Mapping[str, Any] = details.get("metadata") or {}
+        self.nodes = _nodes_of(self.metadata)
 
 
 def _name_of(serialized: Any) -> str:

@@ -24,10 +24,10 @@ from queuestream._background import is_background_loop
 from queuestream._calls import (
     Call,
     check_arguments,
-    checked_seconds,
     is_async_only,
     make_call,
 )
+from queuestream._checks import checked_seconds
 from queuestream._meter import StreamStatistics
 from queuestream._reader import Reader
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TimedOut, TokenQueue

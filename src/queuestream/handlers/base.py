@@ -1,109 +1,50 @@
 """`StreamHandler`: a LangChain callback handler that passes each token to a function.
 
-Three things about LangChain decide how it is made (``tests/facts`` pins each):
+What comes from LangChain is taken apart here: which model run a token is of, its text, the
+end.  What is handed on is decided by three hooks, which a ready-made handler overrides; each
+answers the texts that are to be delivered now, and none of them delivers or waits::
 
-- A model streams inside ``invoke`` only if a handler has ``tap_output_iter`` and
-  ``tap_output_aiter``, whatever they do.
-- Asynchronous runs look at ``handler.on_llm_new_token`` *before* they call it: a coroutine
-  function is awaited; a plain one is called in place if the handler has ``run_inline``.
-  Synchronous runs call it, and run a coroutine that comes back in a new event loop in
-  another thread, swallowing its errors.  So what may wait is a `dual` method: a coroutine
-  function where an asyncio loop runs in the calling thread, a plain function elsewhere.
-- Synchronous code on a loop's own thread (an ``async def`` node that calls ``llm.invoke``)
-  gets the coroutine function, too, and runs it on another loop.  That is how it is known.
-  It *holds up* the loop, on which the consumer may be; so such a run, and what it starts in
-  other threads and waits for, must not wait for anybody.
+    start of a model run --> _texts_at_start ---+
+    token                --> _texts_of_token ---+--> _deliver --> on_token
+    end, error           --> _texts_at_end -----+
 
-A run that is cancelled does not always report its end.  What is kept of runs beyond their
-time is kept in weak sets: a run's id lives as long as LangChain has a use for it.
+Handlers nest: where ``on_token`` is a handler, it is told of starts, tokens and ends with
+the ids of their runs, so that it keeps these apart, and nothing of them stays in it.
+
+A cancelled run does not always report its end, so what is kept of each is kept weakly.  A
+handler that holds something back watches the task, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from functools import partial
-from types import MethodType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
-from langchain_core.callbacks import BaseCallbackHandler
-
-from queuestream._background import run_in_background
+from queuestream._buffer import members
 from queuestream._messages import text_of_chunk, text_of_result
+from queuestream._token_queue import logger
 from queuestream._wakeups import running_asyncio_loop
 from queuestream.events import About
+from queuestream.handlers._dual import dual
+from queuestream.handlers._listener import Listener, held_up
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from uuid import UUID
 
     from langchain_core.outputs import LLMResult
 
-__all__ = ["StreamHandler", "dual"]
+__all__ = ["StreamHandler", "awaited", "is_async"]
+
+_NOBODY = object(), None
+_DIRECT_CALL = About(None, None)
 
 
-class dual:  # noqa: N801 - used as a decorator is
-    """A method with two bodies, chosen where it is looked up.
-
-    The coroutine's first argument is the loop on which it was looked up.  On another loop
-    it was called by synchronous code that holds up the first one.
-    """
-
-    def __init__(
-        self, plain: Callable[..., None], coroutine: Callable[..., Coroutine[Any, Any, None]]
-    ) -> None:
-        self._plain = plain
-        self._coroutine = coroutine
-        self.__doc__ = plain.__doc__
-
-    def __get__(self, handler: StreamHandler | None, owner: type | None = None) -> Any:
-        if handler is None:
-            return self._plain
-        loop = running_asyncio_loop()
-        if loop is None or not handler.may_wait:
-            return MethodType(self._plain, handler)
-        return partial(self._coroutine, handler, loop)
-
-
-def _start_of(kind: str) -> Any:
-    """A method for LangChain to call at the start of each run of a kind."""
-
-    def on_start(
-        self: StreamHandler,
-        serialized: Any = None,
-        *_args: Any,
-        run_id: UUID,
-        parent_run_id: UUID | None = None,
-        **details: Any,
-    ) -> None:
-        """LangChain calls this at the start of a run."""
-        if self._has_held_up and parent_run_id in self._held_up:
-            self._held_up.add(run_id)
-        about = About(run_id, parent_run_id, serialized, details)
-        for item in self._run_started(kind, run_id, about):
-            self._announce(item, run_id)
-
-    async def on_start_in_task(
-        self: StreamHandler,
-        loop: object,
-        serialized: Any = None,
-        *_args: Any,
-        run_id: UUID,
-        parent_run_id: UUID | None = None,
-        **details: Any,
-    ) -> None:
-        if running_asyncio_loop() is not loop:
-            self._has_held_up = True
-            self._held_up.add(run_id)
-        about = About(run_id, parent_run_id, serialized, details)
-        for item in self._run_started(kind, run_id, about):
-            await self._announce_in_task(item, loop, run_id)
-
-    return dual(on_start, on_start_in_task)
-
-
-class StreamHandler(BaseCallbackHandler):
+class StreamHandler(Listener):
     """Calls ``on_token(token)`` for each token, under ``invoke`` and all its relatives.
 
     Pass it as ``config={"callbacks": [handler]}`` or in a model's constructor.  The model
@@ -113,7 +54,8 @@ class StreamHandler(BaseCallbackHandler):
     A plain ``on_token`` is called in place, in order, and holds up the run (on asynchronous
     runs: the loop).  A coroutine function is awaited on asynchronous runs; on synchronous
     ones the run waits while it runs to its end on the loop where the handler was made, if
-    that is running, else on a background loop of ours.
+    that is running, else on a background loop of ours.  Synchronous code on that loop's own
+    thread would wait for itself: there it is refused, with a ``RuntimeError``.
 
     >>> from langchain_core.language_models import FakeListChatModel
     >>> tokens = []
@@ -121,6 +63,10 @@ class StreamHandler(BaseCallbackHandler):
     >>> _ = model.invoke("Hello", {"callbacks": [StreamHandler(tokens.append)]})
     >>> tokens
     ['H', 'i', '!']
+
+    A class of your own may override ``on_llm_start``, ``on_llm_new_token``, ``on_llm_end`` and
+    ``on_llm_error``, with ``def`` or ``async def``, and call ``super()``.  What a ``def`` calls
+    of it is done in place, or, where it has to be awaited, when the method returns.
 
     Args:
         on_token: The function to call; kept as the attribute ``on_token``.  A handler is one.
@@ -134,94 +80,78 @@ class StreamHandler(BaseCallbackHandler):
     from several at once where runs go on side by side.
     """
 
-    run_inline = True
+    holds_back = False  # whether a token may be delivered later than it came
 
     def __init__(self, on_token: Callable[[str], object], *, raise_error: bool = False) -> None:
         if not callable(on_token):
             raise TypeError(f"on_token must be a function of one token, not {on_token!r}")
         self.on_token: Any = on_token
+        inner = on_token if isinstance(on_token, StreamHandler) else None
+        if inner is not None:
+            self.holds_back = self.holds_back or inner.holds_back
         self._set_up(
-            raise_error=raise_error,
-            may_wait=(
-                on_token.may_wait if isinstance(on_token, StreamHandler) else _is_async(on_token)
-            ),
+            raise_error=raise_error or (inner is not None and inner.raise_error),
+            may_wait=is_async(on_token) if inner is None else inner.may_wait,
         )
 
     def _set_up(self, *, raise_error: bool, may_wait: bool) -> None:
-        self.raise_error = raise_error
-        self.may_wait = may_wait  # whether dual methods are coroutine functions on a loop
-        self._home = running_asyncio_loop()
-        # Open model runs that had a token, and the one that had the last.
-        self._streamed: WeakSet[UUID] = WeakSet()
-        self._latest: UUID | None = None
-        self._held_up: WeakSet[UUID] = WeakSet()  # runs that must not wait, see above
-        self._has_held_up = False
+        super()._set_up(raise_error=raise_error, may_wait=may_wait)
+        self._streamed: WeakSet[UUID] = WeakSet()  # open model runs that had a token
+        # What the hooks keep of each model run, and of direct calls, which have no run id.
+        self._states: WeakKeyDictionary[UUID, Any] = WeakKeyDictionary()
+        self._direct: list[Any] = []  # one at most
+        # Whose the last token was, and what is kept of it.  A pair, so that it changes at once.
+        self._latest: tuple[object, Any] = _NOBODY
+        # Tasks that have begun a model run whose end was not reported yet.
+        self._begun_in: dict[UUID, tuple[asyncio.Task[Any], Callable[..., None]]] = {}
 
-    def tap_output_iter(self, run_id: UUID, output: Iterator[Any]) -> Iterator[Any]:
-        """Return ``output``.  Its being here makes models stream."""
-        return output
+    # -- hooks: what is delivered when -------------------------------------------------------
 
-    def tap_output_aiter(self, run_id: UUID, output: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Return ``output``.  Its being here makes models stream."""
-        return output
+    def _new_state(self, about: About) -> Any:
+        """What the other hooks keep of a model run."""
+        return None
+
+    def _texts_at_start(self, state: Any) -> Iterable[str]:
+        """What to deliver at the start of a model run."""
+        return ()
+
+    def _texts_of_token(self, state: Any, token: str) -> Iterable[str]:
+        """What to deliver when a token has come, which is never empty."""
+        return (token,)
+
+    def _texts_at_end(self, state: Any, response: LLMResult | None) -> Iterable[str]:
+        """What to deliver at the end of a model run; it has no response if it failed."""
+        return ()
 
     # -- from LangChain's calls to runs ----------------------------------------------------
 
-    on_chat_model_start = _start_of("llm")
-    on_llm_start = _start_of("llm")
-    on_chain_start = _start_of("chain")
-    on_tool_start = _start_of("tool")
-    on_retriever_start = _start_of("retriever")
+    def _start(self, kind: str, about: About) -> None:
+        if kind == "llm":
+            self._watch_task(about.run_id)
+            self._begin(about)
 
-    def _ended(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
-        """LangChain calls this at the end of each run."""
-        self._run_ended(run_id, None)
-
-    on_chain_end = _ended
-    on_tool_end = _ended
-    on_retriever_end = _ended
-
-    def _failed(self, error: BaseException, *, run_id: UUID | None = None, **kwargs: Any) -> None:
-        """LangChain calls this when a run fails."""
-        if run_id is not None:
-            self._run_ended(run_id, error)
-
-    on_llm_error = _failed
-    on_chain_error = _failed
-    on_tool_error = _failed
-    on_retriever_error = _failed
-
-    def _run_started(self, kind: str, run_id: UUID, about: About) -> Sequence[object]:
-        """A run of a kind (llm, chain, tool, retriever) starts; answers what to announce."""
-        return ()
-
-    def _announce(self, item: object, run_id: UUID) -> None:
-        """Announce something at a run's start, from a thread."""
-
-    async def _announce_in_task(self, item: object, loop: object, run_id: UUID) -> None:
-        """Announce something at a run's start, in a callback that was looked up on ``loop``."""
+    async def _start_in_task(self, kind: str, about: About, loop: object) -> None:
+        if kind == "llm":
+            self._watch_task(about.run_id)
+            await self._begin_in_task(about, loop)
 
     def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
-        """A run ends."""
+        super()._run_ended(run_id, error)
         self._streamed.discard(run_id)
-        self._latest = None
+        self._latest = _NOBODY
 
     # -- from LangChain's calls to text ----------------------------------------------------
 
     def _new_token(
-        self, token: object, *, chunk: Any = None, run_id: UUID | None = None, **kwargs: Any
+        self, token: object, *, chunk: Any = None, run_id: UUID | None = None, **details: Any
     ) -> None:
         """LangChain calls this for each token; you may, too, without a run id.
 
         Where an asyncio loop runs in the calling thread, it may be a coroutine function: if
         ``on_token`` is one, or waits for a consumer.  Direct calls must then be awaited.
         """
-        if not self._note_token(run_id):
-            return
-        if self._has_held_up and run_id in self._held_up:
-            self._deliver_at_once(text_of_chunk(token, chunk))
-        else:
-            self._deliver(text_of_chunk(token, chunk), run_id)
+        self._note_token(run_id)
+        self._receive(text_of_chunk(token, chunk), run_id, details)
 
     async def _new_token_in_task(
         self,
@@ -230,106 +160,259 @@ class StreamHandler(BaseCallbackHandler):
         *,
         chunk: Any = None,
         run_id: UUID | None = None,
-        **kwargs: Any,
+        **details: Any,
     ) -> None:
-        if self._note_token(run_id):
-            await self._deliver_in_task(text_of_chunk(token, chunk), loop, run_id)
+        self._note_token(run_id)
+        await self._receive_in_task(text_of_chunk(token, chunk), run_id, loop, details)
 
     on_llm_new_token: Any = dual(_new_token, _new_token_in_task)
 
-    def _note_token(self, run_id: UUID | None) -> bool:
-        """Take note of a run that streams; whether its tokens are to be delivered."""
-        if run_id is not None and run_id is not self._latest:
-            self._latest = run_id
+    def _note_token(self, run_id: UUID | None) -> None:
+        """Take note of a run that streams."""
+        if run_id is not None and run_id is not self._latest[0]:
             self._streamed.add(run_id)
-        return True
 
-    def _llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any) -> None:
+    def _llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **details: Any) -> None:
         """LangChain calls this at the end of a model run."""
         try:
-            if text := self._whole_text(response, run_id):
-                if self._has_held_up and run_id in self._held_up:
-                    self._deliver_at_once(text)
-                else:
-                    self._deliver(text, run_id)
+            self._receive(self._whole_text(response, run_id), run_id, details)
         finally:
-            if run_id is not None:
-                self._run_ended(run_id, None)
+            try:
+                self._finish(run_id, response)
+            finally:
+                self._forget(run_id, None)
 
     async def _llm_end_in_task(
-        self, loop: object, response: LLMResult, *, run_id: UUID | None = None, **kwargs: Any
+        self, loop: object, response: LLMResult, *, run_id: UUID | None = None, **details: Any
     ) -> None:
         try:
-            if text := self._whole_text(response, run_id):
-                await self._deliver_in_task(text, loop, run_id)
+            text = self._whole_text(response, run_id)
+            await self._receive_in_task(text, run_id, loop, details)
         finally:
-            if run_id is not None:
-                self._run_ended(run_id, None)
+            try:
+                await self._finish_in_task(run_id, loop, response)
+            finally:
+                self._forget(run_id, None)
 
     on_llm_end: Any = dual(_llm_end, _llm_end_in_task)
 
-    def _whole_text(self, response: LLMResult, run_id: UUID | None) -> str:
+    def _llm_error(
+        self, error: BaseException, *, run_id: UUID | None = None, **details: Any
+    ) -> None:
+        """LangChain calls this when a model run fails."""
+        try:
+            with _logging(self):  # the run's own error is the one that counts
+                self._finish(run_id, None)
+        finally:
+            self._forget(run_id, error)
+
+    async def _llm_error_in_task(
+        self, loop: object, error: BaseException, *, run_id: UUID | None = None, **details: Any
+    ) -> None:
+        try:
+            await self._finish_abandoned(run_id, loop)
+        finally:
+            self._forget(run_id, error)
+
+    on_llm_error: Any = dual(_llm_error, _llm_error_in_task)
+
+    def _whole_text(self, response: LLMResult | None, run_id: UUID | None) -> str:
         """The text of a run that did not stream: a cache hit, an old-style model."""
-        return "" if run_id is None or run_id in self._streamed else text_of_result(response)
+        if run_id is None or run_id in self._streamed or response is None:
+            return ""
+        return text_of_result(response)
 
-    # -- from text to on_token -------------------------------------------------------------
+    def _forget(self, run_id: UUID | None, error: BaseException | None) -> None:
+        """A model run has ended, and what was left of it is delivered."""
+        if run_id is None:
+            return
+        if watched := self._begun_in.pop(run_id, None):
+            task, callback = watched
+            task.remove_done_callback(callback)
+        self._run_ended(run_id, error)
 
-    def _deliver(self, text: str, run_id: UUID | None = None) -> None:
-        """Deliver a text from a thread; empty ones go no further."""
-        if not text:
+    def _watch_task(self, run_id: UUID | None) -> None:
+        """See to it that nothing of a cancelled run is held back.
+
+        LangChain reports no end of a model whose task is cancelled.
+        """
+        if not self.holds_back or run_id is None or run_id in held_up:
+            return
+        task = asyncio.current_task() if running_asyncio_loop() is not None else None
+        if task is not None:
+            callback = partial(self._finish_when_abandoned, run_id)
+            self._begun_in[run_id] = task, callback
+            task.add_done_callback(callback)
+
+    def _finish_when_abandoned(self, run_id: UUID, task: asyncio.Task[Any]) -> None:
+        # It may as well go on in another task: nothing is forgotten, and what is held back
+        # comes a little early.
+        self._begun_in.pop(run_id, None)
+        loop = task.get_loop()
+        if not self.may_wait:
+            with _logging(self):
+                self._finish(run_id, None)
+        elif not loop.is_closed():
+            last = loop.create_task(self._finish_abandoned(run_id, loop))
+            _last_deliveries.add(last)
+            last.add_done_callback(_last_deliveries.discard)
+
+    async def _finish_abandoned(self, run_id: UUID | None, loop: object) -> None:
+        with _logging(self):
+            await self._finish_in_task(run_id, loop, None)
+
+    # -- from text to texts: what a handler above this one calls, too ------------------------
+
+    def _begin(self, about: About) -> None:
+        """A model run starts."""
+        if isinstance(self.on_token, StreamHandler):
+            self.on_token._begin(about)  # noqa: SLF001 - a handler's
+        for text in self._texts_at_start(self._begun(about)):
+            self._deliver(text, about.run_id)
+
+    async def _begin_in_task(self, about: About, loop: object) -> None:
+        if isinstance(self.on_token, StreamHandler):
+            await self.on_token._begin_in_task(about, loop)  # noqa: SLF001 - a handler's
+        for text in self._texts_at_start(self._begun(about)):
+            await self._deliver_in_task(text, about.run_id, loop)
+
+    def _receive(self, token: str, run_id: UUID | None, details: dict[str, Any]) -> None:
+        """A token has come; it may be empty."""
+        if token:
+            for text in self._texts_of_token(self._state_of(run_id, details), token):
+                self._deliver(text, run_id)
+
+    async def _receive_in_task(
+        self, token: str, run_id: UUID | None, loop: object, details: dict[str, Any]
+    ) -> None:
+        if token:
+            for text in self._texts_of_token(self._state_of(run_id, details), token):
+                await self._deliver_in_task(text, run_id, loop)
+
+    def _finish(self, run_id: UUID | None, response: LLMResult | None) -> None:
+        """A model run has ended, or failed if there is no response."""
+        try:
+            for text in self._take_last(run_id, response):
+                self._deliver(text, run_id)
+        finally:
+            if isinstance(self.on_token, StreamHandler):
+                self.on_token._finish(run_id, response)  # noqa: SLF001 - a handler's
+
+    async def _finish_in_task(
+        self, run_id: UUID | None, loop: object, response: LLMResult | None
+    ) -> None:
+        try:
+            for text in self._take_last(run_id, response):
+                await self._deliver_in_task(text, run_id, loop)
+        finally:
+            if isinstance(self.on_token, StreamHandler):
+                await self.on_token._finish_in_task(  # noqa: SLF001 - a handler's
+                    run_id, loop, response
+                )
+
+    def _begun(self, about: About) -> Any:
+        """The state of a run that begins."""
+        state = self._new_state(about)
+        if about.run_id is None:
+            self._direct = [state]
+        else:
+            self._states[about.run_id] = state
+        return state
+
+    def _state_of(self, run_id: UUID | None, details: dict[str, Any]) -> Any:
+        """The state of a run, also of one whose start was not reported."""
+        latest = self._latest
+        if latest[0] is run_id:
+            return latest[1]
+        if run_id is None:
+            state = self._direct[0] if self._direct else self._begun(_DIRECT_CALL)
+        elif run_id in self._states:
+            state = self._states[run_id]
+        else:
+            state = self._begun(About(run_id, details.get("parent_run_id"), None, details))
+        self._latest = run_id, state
+        return state
+
+    def _open_state(self, run_id: UUID | None) -> Any:
+        """The state of a run that goes on; None if none does."""
+        if run_id is None:
+            return self._direct[0] if self._direct else None
+        return self._states.get(run_id)
+
+    def _open_states(self) -> list[Any]:
+        """The states of all runs that go on."""
+        states = [self._states.get(run_id) for run_id in members(self._states)]
+        return [*self._direct, *(state for state in states if state is not None)]
+
+    def _take_last(self, run_id: UUID | None, response: LLMResult | None) -> Iterable[str]:
+        """What is left of a run, whose state is not needed any more."""
+        self._latest = _NOBODY
+        try:
+            state = self._direct.pop() if run_id is None else self._states.pop(run_id)
+        except (IndexError, KeyError):
+            return ()
+        return self._texts_at_end(state, response)
+
+    # -- from texts to on_token ------------------------------------------------------------
+
+    def _deliver(self, text: str, run_id: UUID | None) -> None:
+        """Call ``on_token`` from a thread."""
+        if isinstance(self.on_token, StreamHandler):
+            self.on_token._receive(text, run_id, {})  # noqa: SLF001 - a handler's
             return
         waiting = self.on_token(text)
         if inspect.isawaitable(waiting):
-            if running_asyncio_loop() is not None:
+            if not self.may_wait and running_asyncio_loop() is not None:
                 if inspect.iscoroutine(waiting):
                     waiting.close()
                 raise TypeError(
                     f"on_token {self.on_token!r} returned an awaitable where nothing can await "
                     "it: make it a coroutine function (async def)"
                 )
-            self._run_from_thread(waiting)
+            coroutine = waiting if inspect.iscoroutine(waiting) else awaited(waiting)
+            self.finish_in_thread(coroutine, run_id)
 
-    async def _deliver_in_task(self, text: str, loop: object, run_id: UUID | None = None) -> None:
-        """Deliver a text from a callback that was looked up on ``loop``."""
-        if running_asyncio_loop() is not loop:
-            await asyncio.to_thread(self._deliver_at_once, text)
-        elif text:
+    async def _deliver_in_task(self, text: str, run_id: UUID | None, loop: object) -> None:
+        """Call ``on_token`` in a callback that was looked up on ``loop``."""
+        if isinstance(self.on_token, StreamHandler):
+            await self.on_token._receive_in_task(text, run_id, loop, {})  # noqa: SLF001 - as above
+        elif running_asyncio_loop() is not loop:  # on LangChain's, in a thread of its own
+            await asyncio.to_thread(self._deliver, text, run_id)
+        else:
             waiting = self.on_token(text)
             if inspect.isawaitable(waiting):
                 await waiting
-
-    def _deliver_at_once(self, text: str) -> None:
-        """Deliver a text, from a thread, for a run that holds up a loop."""
-        if text and self.may_wait and self._home is not None and self._home.is_running():
-            raise RuntimeError(
-                "on_token is to run on the loop where the handler was made, but synchronous "
-                "code may hold up that very loop: call the model with ainvoke there, or invoke "
-                "it in a thread (asyncio.to_thread)"
-            )
-        self._deliver(text)
-
-    def _run_from_thread(self, waiting: Awaitable[object]) -> None:
-        async def finish() -> object:
-            return await waiting
-
-        if self._home is not None and self._home.is_running():
-            asyncio.run_coroutine_threadsafe(finish(), self._home).result()
-        else:
-            run_in_background(finish())
 
     # Handlers nest: a handler is a valid on_token.
 
     def _call(self, token: str) -> None:
         """Pass a token on."""
-        self._deliver(token)
+        self._receive(token, None, {})
 
     async def _call_in_task(self, loop: object, token: str) -> None:
-        await self._deliver_in_task(token, loop)
+        await self._receive_in_task(token, None, loop, {})
 
     __call__: Any = dual(_call, _call_in_task)
 
 
-def _is_async(function: object) -> bool:
+_last_deliveries: set[asyncio.Task[None]] = set()  # a loop refers to its tasks only weakly
+
+
+@contextlib.contextmanager
+def _logging(handler: StreamHandler) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        logger.exception("%s: what was left of a run that failed", type(handler).__name__)
+
+
+async def awaited(waiting: Any) -> object:
+    """A coroutine of anything that can be awaited."""
+    return await waiting
+
+
+def is_async(function: object) -> bool:
+    """Whether a function is known to return what must be awaited."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - an object whose call is async
     )

@@ -20,7 +20,9 @@ from queuestream._messages import first_generation
 from queuestream._meter import Meter
 from queuestream._wakeups import running_asyncio_loop
 from queuestream.events import About, ModelRun, Selection
-from queuestream.handlers.base import StreamHandler, dual
+from queuestream.handlers._dual import dual
+from queuestream.handlers._listener import held_up
+from queuestream.handlers.base import StreamHandler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,10 +90,24 @@ class FeedHandler(StreamHandler):
 
     def _is_in_task(self, run_id: UUID) -> bool:
         """Whether a run that starts here is a task's."""
-        return running_asyncio_loop() is not None and run_id not in self._held_up
+        return running_asyncio_loop() is not None and run_id not in held_up
+
+    def _start(self, kind: str, about: About) -> None:
+        if about.run_id is None:
+            return
+        for item in self._run_started(kind, about.run_id, about):
+            self._put_all((item,), about.run_id)
+            self._attempts.announced(about.run_id)
+
+    async def _start_in_task(self, kind: str, about: About, loop: object) -> None:
+        if about.run_id is None:
+            return
+        for item in self._run_started(kind, about.run_id, about):
+            await self._put_all_in_task((item,), about.run_id, loop)
+            self._attempts.announced(about.run_id)
 
     def _run_started(self, kind: str, run_id: UUID, about: About) -> Sequence[object]:
-        """A run starts: let it, or stop it."""
+        """A run starts: let it, or stop it.  Returns the restart that it is, if it is one."""
         is_refused = self.tokens.closed or self.tokens.ended
         # agenerate tells of no cancellation
         if self.others and (is_refused or (kind == "llm" and self._is_in_task(run_id))):
@@ -150,7 +166,7 @@ class FeedHandler(StreamHandler):
             self._note(run, items)
         if items:
             self._put_all(items, run_id)
-        elif self._is_closed_at_drop() and run_id not in self._held_up:
+        elif self._is_closed_at_drop() and run_id not in held_up:
             self.tokens.refuse()
 
     async def _new_token_in_task(
@@ -242,13 +258,32 @@ class FeedHandler(StreamHandler):
             self.tokens.last_dropped = monotonic()
         return items
 
-    # Called by hand, as the on_token of another handler, it is as if without a run.
+    # As the on_token of another handler, or called by hand, it is as if without a run: what
+    # such runs are parts of, and so where the end is, only the caller knows.
 
-    def _deliver(self, text: str, run_id: UUID | None = None) -> None:
-        self._new_token(text, run_id=run_id)
+    def _begin(self, about: About) -> None:
+        pass
 
-    async def _deliver_in_task(self, text: str, loop: object, run_id: UUID | None = None) -> None:
-        await self._new_token_in_task(loop, text, run_id=run_id)
+    async def _begin_in_task(self, about: About, loop: object) -> None:
+        pass
+
+    def _receive(self, token: str, run_id: UUID | None, details: dict[str, Any]) -> None:
+        if token:
+            self._new_token(token)
+
+    async def _receive_in_task(
+        self, token: str, run_id: UUID | None, loop: object, details: dict[str, Any]
+    ) -> None:
+        if token:
+            await self._new_token_in_task(loop, token)
+
+    def _finish(self, run_id: UUID | None, response: LLMResult | None) -> None:
+        pass
+
+    async def _finish_in_task(
+        self, run_id: UUID | None, loop: object, response: LLMResult | None
+    ) -> None:
+        pass
 
     on_token: Any = dual(StreamHandler._call, StreamHandler._call_in_task)  # noqa: SLF001
 
@@ -256,7 +291,7 @@ class FeedHandler(StreamHandler):
 
     def _put_all(self, items: Sequence[object], run_id: UUID | None) -> None:
         """Put items from a thread."""
-        if self._has_held_up and run_id in self._held_up:
+        if self._has_held_up and run_id in held_up:
             for item in items:
                 self.tokens.put_at_once(item)
         else:
@@ -279,14 +314,6 @@ class FeedHandler(StreamHandler):
     def _is_stale(self, run_id: UUID | None) -> bool:
         """Whether nobody is to have a run's items any more."""
         return False
-
-    def _announce(self, item: object, run_id: UUID) -> None:
-        self._put_all((item,), run_id)
-        self._attempts.announced(run_id)
-
-    async def _announce_in_task(self, item: object, loop: object, run_id: UUID) -> None:
-        await self._put_all_in_task((item,), run_id, loop)
-        self._attempts.announced(run_id)
 
     # -- the end of the run ------------------------------------------------------------------
 

@@ -1,0 +1,167 @@
+"""`Listener`: what all handlers do with LangChain's calls, whatever they make of the tokens.
+
+Two things about LangChain decide how it is made (``tests/facts`` pins each):
+
+- A model streams inside ``invoke`` only if a handler has ``tap_output_iter`` and
+  ``tap_output_aiter``, whatever they do.
+- Where synchronous code holds up a loop (see ``_dual``), the consumer may be on that loop.
+  So such a run, and what it starts in other threads and waits for, must not wait for it.
+
+A run that is cancelled does not always report its end.  What is kept of runs beyond their
+time is kept weakly: a run's id lives as long as LangChain has a use for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID  # noqa: TC003 - of a name at run time
+from weakref import WeakKeyDictionary
+
+from langchain_core.callbacks import BaseCallbackHandler
+
+from queuestream._background import is_background_loop, run_in_background, run_on_loop
+from queuestream._wakeups import running_asyncio_loop
+from queuestream.events import About
+from queuestream.handlers._dual import dual, dual_overrides
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator, Coroutine, Iterator
+
+__all__ = ["Listener", "held_up"]
+
+_EVENTS = (
+    "on_chat_model_start",
+    "on_llm_start",
+    "on_llm_new_token",
+    "on_llm_end",
+    "on_llm_error",
+)
+"""The methods that users override."""
+
+held_up: WeakKeyDictionary[UUID, asyncio.AbstractEventLoop] = WeakKeyDictionary()
+"""Runs that must not wait, with the loop that waits for them; whoever heard them start."""
+
+
+def _start_of(kind: str) -> Any:
+    """A method for LangChain to call at the start of each run of a kind."""
+
+    def on_start(
+        self: Listener,
+        serialized: Any = None,
+        *_args: Any,
+        run_id: UUID | None = None,
+        parent_run_id: UUID | None = None,
+        **details: Any,
+    ) -> None:
+        """LangChain calls this at the start of a run."""
+        if parent_run_id is not None and run_id is not None and held_up:
+            loop = held_up.get(parent_run_id)
+            if loop is not None:
+                self._has_held_up = True
+                held_up[run_id] = loop
+        self._start(kind, About(run_id, parent_run_id, serialized, details))
+
+    async def on_start_in_task(
+        self: Listener,
+        loop: asyncio.AbstractEventLoop,
+        serialized: Any = None,
+        *_args: Any,
+        run_id: UUID | None = None,
+        parent_run_id: UUID | None = None,
+        **details: Any,
+    ) -> None:
+        if running_asyncio_loop() is loop:
+            self.held_loops.pop(loop, None)
+        elif run_id is not None:
+            self._has_held_up = True
+            held_up[run_id] = loop
+            self.held_loops.setdefault(loop, run_id)
+        await self._start_in_task(kind, About(run_id, parent_run_id, serialized, details), loop)
+
+    return dual(on_start, on_start_in_task, detects=True)
+
+
+class Listener(BaseCallbackHandler):
+    """Hears runs start and end."""
+
+    run_inline = True
+    has_overrides = has_async_overrides = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have a user's methods called on both kinds of runs."""
+        super().__init_subclass__(**kwargs)
+        dual_overrides(cls, _EVENTS)
+
+    def _set_up(self, *, raise_error: bool, may_wait: bool) -> None:
+        self.raise_error = raise_error
+        # Whether dual methods are coroutine functions on a loop.
+        self.may_wait = may_wait or self.has_async_overrides
+        self._home = running_asyncio_loop()
+        self._has_held_up = False  # whether it has heard a run that must not wait, see above
+        self.held_loops: dict[asyncio.AbstractEventLoop, UUID] = {}  # with the run that does it
+
+    def tap_output_iter(self, run_id: UUID, output: Iterator[Any]) -> Iterator[Any]:
+        """Return ``output``.  Its being here makes models stream."""
+        return output
+
+    def tap_output_aiter(self, run_id: UUID, output: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Return ``output``.  Its being here makes models stream."""
+        return output
+
+    # -- from LangChain's calls to runs ----------------------------------------------------
+
+    on_chat_model_start = _start_of("llm")
+    on_llm_start = _start_of("llm")
+    on_chain_start = _start_of("chain")
+    on_tool_start = _start_of("tool")
+    on_retriever_start = _start_of("retriever")
+
+    def _ended(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
+        """LangChain calls this at the end of each run."""
+        self._run_ended(run_id, None)
+
+    on_chain_end = _ended
+    on_tool_end = _ended
+    on_retriever_end = _ended
+
+    def _failed(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """LangChain calls this when a run fails."""
+        self._run_ended(run_id, error)
+
+    on_chain_error = _failed
+    on_tool_error = _failed
+    on_retriever_error = _failed
+
+    def _start(self, kind: str, about: About) -> None:
+        """A run of a kind (llm, chain, tool, retriever) starts; in a thread."""
+
+    async def _start_in_task(self, kind: str, about: About, loop: object) -> None:
+        """Like `_start`, in a callback that was looked up on ``loop``."""
+
+    def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
+        """A run ends."""
+        if self.held_loops:
+            for loop, holder in tuple(self.held_loops.items()):
+                if holder == run_id:
+                    self.held_loops.pop(loop, None)
+
+    def finish_in_thread(
+        self, coroutine: Coroutine[Any, Any, Any], run_id: UUID | None = None
+    ) -> None:
+        """Run a coroutine of the user's to its end, from a thread."""
+        home = self._home if self._home is not None and self._home.is_running() else None
+        held = None if run_id is None else held_up.get(run_id)
+        for loop in (running_asyncio_loop(), held):
+            if loop is not None and (is_background_loop(loop) if home is None else loop is home):
+                coroutine.close()
+                where = "background loop" if home is None else "loop where the handler was made"
+                raise RuntimeError(
+                    f"on_token is to run on the {where}, and synchronous code holds up that very "
+                    "loop: call the model with ainvoke there, or invoke it in a thread "
+                    "(asyncio.to_thread)"
+                )
+        if home is None:
+            run_in_background(coroutine)
+        else:
+            run_on_loop(home, coroutine)
