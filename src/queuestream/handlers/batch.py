@@ -1,0 +1,249 @@
+"""`BatchStreamHandler`: several tokens as one."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from queuestream._background import on_background_loop, start_daemon
+from queuestream._checks import checked_count, checked_seconds
+from queuestream._token_queue import RUN_THREAD, logger
+from queuestream._wakeups import running_asyncio_loop
+from queuestream.handlers._dual import dual
+from queuestream.handlers._turns import Turns, without_turns
+from queuestream.handlers.base import StreamHandler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from uuid import UUID
+
+    from langchain_core.outputs import LLMResult
+
+    from queuestream.events import About
+
+__all__ = ["BatchStreamHandler"]
+
+
+class _Batch:
+    """What waits of one run.
+
+    Attributes:
+        run_id: The run's id, as long as LangChain has a use for it.
+        tokens: The tokens that wait.
+        since: When the first of them came, by the monotonic clock.
+        is_timed: Whether a timer is set.
+        turns: Orders the deliveries of the run and of its timer.
+        error: What a timed delivery raised, for the run to raise.
+    """
+
+    __slots__ = ("__weakref__", "error", "is_timed", "run_id", "since", "tokens", "turns")
+
+    def __init__(self, run_id: UUID | None) -> None:
+        self.run_id = run_id
+        self.tokens: list[str] = []
+        self.since = 0.0
+        self.is_timed = False
+        self.turns = Turns()
+        self.error: Exception | None = None
+
+    def add(self, token: str) -> None:
+        if not self.tokens:
+            self.since = monotonic()
+        self.tokens.append(token)
+
+    def take(self) -> Iterable[str]:
+        """All that waits, joined; nothing if nothing does."""
+        tokens, self.tokens = self.tokens, []
+        return ("".join(tokens),) if tokens else ()
+
+    def raise_late(self) -> None:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+class BatchStreamHandler(StreamHandler):
+    """Passes on ``batch_size`` tokens as one.
+
+    What is left is delivered at the end of the run, also if that fails or is cancelled.
+    Runs that go on at the same time have batches of their own.
+
+    >>> from langchain_core.language_models import FakeListChatModel
+    >>> batches = []
+    >>> handler = BatchStreamHandler(batches.append, batch_size=4)
+    >>> _ = FakeListChatModel(responses=["Hello!"]).invoke("Hi", {"callbacks": [handler]})
+    >>> batches
+    ['Hell', 'o!']
+
+    Args:
+        on_token: Called with each batch; see `StreamHandler`.
+        batch_size: The number of tokens in a batch; the last one may have fewer.
+        max_delay: Seconds after which a token is delivered, though its batch be incomplete;
+            never, if None.  Where the model is silent that happens without it: on the loop
+            of an asynchronous run, else in a thread.
+        raise_error: As of `StreamHandler`.  An error in a delivery that ``max_delay`` brought
+            about ends the run at its next token.
+
+    Raises:
+        TypeError: If ``on_token`` is not callable, ``batch_size`` no integer or ``max_delay``
+            no number.
+        ValueError: If ``batch_size`` is less than 1 or ``max_delay`` negative.
+
+    **Thread safety**: as of `StreamHandler`; deliveries of one run come one after the other.
+    """
+
+    holds_back = True
+
+    def __init__(
+        self,
+        on_token: Callable[[str], object],
+        batch_size: int = 5,
+        *,
+        max_delay: float | None = None,
+        raise_error: bool = False,
+    ) -> None:
+        super().__init__(on_token, raise_error=raise_error)
+        self.batch_size = checked_count("batch_size", batch_size, least=1)
+        self.max_delay = checked_seconds("max_delay", max_delay)
+
+    def _new_state(self, about: About) -> _Batch:
+        return _Batch(about.run_id)
+
+    def _texts_of_token(self, state: _Batch, token: str) -> Iterable[str]:
+        state.add(token)
+        return state.take() if len(state.tokens) >= self.batch_size else ()
+
+    def _texts_at_end(self, state: _Batch, response: LLMResult | None) -> Iterable[str]:
+        return state.take()
+
+    # -- by hand -----------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Deliver what waits, of all runs.
+
+        Where an asyncio loop runs in the calling thread and ``on_token`` is a coroutine
+        function, this is one, too, and must be awaited.
+        """
+        for state in self._open_states():
+            with state.turns.in_thread():
+                for text in state.take():
+                    self._deliver(text, state.run_id)
+
+    async def _flush_in_task(self, loop: object) -> None:
+        for state in self._open_states():
+            async with state.turns.in_task():
+                for text in state.take():
+                    await self._deliver_in_task(text, state.run_id, loop)
+
+    flush: Any = dual(_flush, _flush_in_task)
+
+    # -- with max_delay, a run and its timer take turns ----------------------------------------
+
+    def _receive(self, token: str, run_id: UUID | None, details: dict[str, Any]) -> None:
+        if self.max_delay is None or not token:
+            super()._receive(token, run_id, details)
+            return
+        state: _Batch = self._state_of(run_id, details)
+        with state.turns.in_thread():
+            state.raise_late()
+            super()._receive(token, run_id, details)
+        self._set_timer(state)
+
+    async def _receive_in_task(
+        self, token: str, run_id: UUID | None, loop: object, details: dict[str, Any]
+    ) -> None:
+        if self.max_delay is None or not token:
+            await super()._receive_in_task(token, run_id, loop, details)
+            return
+        state: _Batch = self._state_of(run_id, details)
+        async with state.turns.in_task():
+            state.raise_late()
+            await super()._receive_in_task(token, run_id, loop, details)
+        self._set_timer(state)
+
+    def _finish(self, run_id: UUID | None, response: LLMResult | None) -> None:
+        state: _Batch | None = self._open_state(run_id)
+        if state is None:
+            super()._finish(run_id, response)
+            return
+        with state.turns.in_thread():
+            super()._finish(run_id, response)
+        state.raise_late()
+
+    async def _finish_in_task(
+        self, run_id: UUID | None, loop: object, response: LLMResult | None
+    ) -> None:
+        state: _Batch | None = self._open_state(run_id)
+        if state is None:
+            await super()._finish_in_task(run_id, loop, response)
+            return
+        async with state.turns.in_task():
+            await super()._finish_in_task(run_id, loop, response)
+        state.raise_late()
+
+    def _set_timer(self, state: _Batch) -> None:
+        """See to it that what waits does not wait too long.
+
+        One timer at a time: it finds out for itself whether what it was set for still waits.
+        """
+        assert self.max_delay is not None
+        if state.is_timed or not state.tokens:
+            return
+        state.is_timed = True
+        delay = max(0.0, state.since + self.max_delay - monotonic())
+        context = without_turns()
+        loop = running_asyncio_loop()
+        if loop is not None:
+            loop.call_later(delay, self._time_is_up, state, loop, context=context)
+            return
+
+        def set_there() -> None:
+            start = partial(start_daemon, f"{RUN_THREAD}'s late batch", deliver)
+            asyncio.get_running_loop().call_later(delay, start)
+
+        def deliver() -> None:
+            context.run(self._deliver_late, state)
+
+        on_background_loop(set_there, lambda _: None)
+
+    def _time_is_up(self, state: _Batch, loop: asyncio.AbstractEventLoop) -> None:
+        if not self.may_wait:
+            self._deliver_late(state)
+            return
+        task = loop.create_task(self._deliver_late_in_task(state, loop))
+        _late.add(task)
+        task.add_done_callback(_late.discard)
+
+    def _deliver_late(self, state: _Batch) -> None:
+        with state.turns.in_thread():
+            try:
+                for text in self._take_late(state):
+                    self._deliver(text, state.run_id)
+            except Exception as error:
+                self._note_late(state, error)
+        self._set_timer(state)
+
+    async def _deliver_late_in_task(self, state: _Batch, loop: object) -> None:
+        async with state.turns.in_task():
+            try:
+                for text in self._take_late(state):
+                    await self._deliver_in_task(text, state.run_id, loop)
+            except Exception as error:
+                self._note_late(state, error)
+        self._set_timer(state)
+
+    def _take_late(self, state: _Batch) -> Iterable[str]:
+        assert self.max_delay is not None
+        state.is_timed = False
+        return state.take() if state.since + self.max_delay <= monotonic() else ()
+
+    def _note_late(self, state: _Batch, error: Exception) -> None:
+        if self.raise_error:
+            state.error = error
+        else:
+            logger.error("%s: a late delivery failed", type(self).__name__, exc_info=error)
+
+
+_late: set[asyncio.Task[None]] = set()  # a loop refers to its tasks only weakly
