@@ -6,9 +6,6 @@ import ast
 import asyncio
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import CodeType, SimpleNamespace
 from typing import Any, cast
 
@@ -18,8 +15,7 @@ from langchain_core.prompts import ChatPromptTemplate
 
 from queuestream import stream
 from queuestream.demo import PASSAGE, DemoChatModel
-
-ROOT = Path(__file__).parents[2]
+from tests.examples.programs import EXAMPLES, ROOT, run
 
 SAYS = {
     "script.py": PASSAGE,
@@ -29,24 +25,16 @@ SAYS = {
 }
 
 
-def run(*command: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, encoding="utf-8", check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
 def test_each_example_has_its_test_and_its_line_in_the_readme() -> None:
-    programs = {path.name for path in (ROOT / "examples").glob("*.py")}
+    programs = {path.name for path in EXAMPLES.glob("*.py")}
     assert programs == set(SAYS)
-    readme = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert programs == set(re.findall(r"^\| `(\w+\.py)`", readme, re.MULTILINE))
 
 
 @pytest.mark.parametrize("name", SAYS)
 def test_an_example_says_what_it_should(name: str) -> None:
-    assert SAYS[name] in run(ROOT / "examples" / name)
+    assert SAYS[name] in run(EXAMPLES / name)
 
 
 def test_the_benchmark_prints_ratios() -> None:
