@@ -21,6 +21,7 @@ SAYS = {
     "script.py": PASSAGE,
     "asyncio_program.py": "quick: 130 tokens\nslow: 130 tokens\n",
     "any_callable.py": "\nEnough after ",
+    "console.py": f"{PASSAGE}(",
     "events.py": "20 tokens in 2 attempts; the answer: 'A stream is water that knows where",
 }
 
