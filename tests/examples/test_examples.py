@@ -23,6 +23,7 @@ SAYS = {
     "any_callable.py": "\nEnough after ",
     "console.py": f"{PASSAGE}(",
     "events.py": "20 tokens in 2 attempts; the answer: 'A stream is water that knows where",
+    "ui_buffer.py": f"{PASSAGE}[Response complete]\n",
 }
 
 
