@@ -22,6 +22,7 @@ SAYS = {
     "asyncio_program.py": "quick: 130 tokens\nslow: 130 tokens\n",
     "any_callable.py": "\nEnough after ",
     "console.py": f"{PASSAGE}(",
+    "custom_handler.py": "A stream is water that knows where it is going.\nCompleted in ",
     "events.py": "20 tokens in 2 attempts; the answer: 'A stream is water that knows where",
     "ui_buffer.py": f"{PASSAGE}[Response complete]\n",
 }
