@@ -24,6 +24,7 @@ SAYS = {
     "console.py": f"{PASSAGE}(",
     "custom_handler.py": "A stream is water that knows where it is going.\nCompleted in ",
     "events.py": "20 tokens in 2 attempts; the answer: 'A stream is water that knows where",
+    "generator_or_queue.py": "A function that calls the model",
     "router.py": "Route used: reports\nConfidence: 78.70%\n",
     "ui_buffer.py": f"{PASSAGE}[Response complete]\n",
 }
