@@ -26,6 +26,7 @@ SAYS = {
     "events.py": "20 tokens in 2 attempts; the answer: 'A stream is water that knows where",
     "generator_or_queue.py": "A function that calls the model",
     "router.py": "Route used: reports\nConfidence: 78.70%\n",
+    "several_handlers.py": "\nmetrics: 10 tokens, 47 characters\n",
     "token_statistics.py": "A stream is water that knows where it is going.\n[",
     "ui_buffer.py": f"{PASSAGE}[Response complete]\n",
 }
