@@ -96,18 +96,22 @@ def members(of: Iterable[T]) -> list[T]:
 
 
 class _Line:
-    """Waiters in the order of their arrival.  All methods want the queue's lock."""
+    """Waiters in the order of their arrival.  All methods want the queue's lock.
 
-    __slots__ = ("_called", "_waiters")
+    Attributes:
+        waiters: Those that stand in the line.
+    """
+
+    __slots__ = ("_called", "waiters")
 
     def __init__(self) -> None:
-        self._waiters: deque[Waiter] = deque()
+        self.waiters: deque[Waiter] = deque()
         # Taken out and not seen since.  Whoever was to wake them may have been interrupted by
         # Ctrl-C, so the shutdown wakes them once more.
         self._called: dict[Waiter, None] = {}
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return len(self.waiters)
 
     def line_up(self, waiter: Waiter) -> None:
         """Add a waiter: at the end, or where it stood before it was woken in vain."""
@@ -117,18 +121,18 @@ class _Line:
         waiter.place = self
         if not waiter.ticket:
             waiter.ticket = next(_tickets)
-            self._waiters.append(waiter)
+            self.waiters.append(waiter)
             return
         ahead = 0
-        for other in self._waiters:
+        for other in self.waiters:
             if other.ticket > waiter.ticket:
                 break
             ahead += 1
-        self._waiters.insert(ahead, waiter)
+        self.waiters.insert(ahead, waiter)
 
     def call(self, number: int) -> list[Waiter]:
         """Take the first ``number`` waiters out of the line; the caller wakes them."""
-        called = [self._waiters.popleft() for _ in range(min(number, len(self._waiters)))]
+        called = [self.waiters.popleft() for _ in range(min(number, len(self.waiters)))]
         for waiter in called:
             waiter.lined_up = False
             self._called[waiter] = None
@@ -136,7 +140,7 @@ class _Line:
 
     def call_all(self) -> list[Waiter]:
         """Call everybody, also those who were called and have not come."""
-        return [*self._called, *self.call(len(self._waiters))]
+        return [*self._called, *self.call(len(self.waiters))]
 
     def arrive(self, waiter: Waiter) -> None:
         """A waiter that was called has come, and got what it wanted."""
@@ -149,7 +153,7 @@ class _Line:
             return False
         waiter.lined_up = False
         with contextlib.suppress(ValueError):  # interrupted when it lined up
-            self._waiters.remove(waiter)
+            self.waiters.remove(waiter)
         return True
 
 
@@ -234,7 +238,7 @@ class Buffer(Generic[T]):
                     item = self.items.popleft()
                     if waiter is not None:
                         self._getters.arrive(waiter)
-                    woken = self._putters_for_free_slot() if self._putters else ()
+                    woken = self._putters_for_free_slot() if self._putters.waiters else ()
                 elif has_ended:
                     raise shut_down
                 else:
@@ -300,7 +304,50 @@ class Buffer(Generic[T]):
         self.unfinished += 1
         if len(items) > self.peak:  # noqa: PLR1730 - max() costs more, for each token
             self.peak = len(items)
-        return self._getters.call(1) if self._getters else ()
+        return self._getters.call(1) if self._getters.waiters else ()
+
+    # The same in short, for each token of a stream: where nothing but the item is concerned.
+
+    def put_now(self, item: T) -> bool:
+        """Add an item if there is a free slot and nothing else to do; whether it was added."""
+        woken: Iterable[Waiter]
+        try:
+            with self._lock:
+                items = self.items
+                waiting = len(items)
+                if self._requests or self.is_shutdown or 0 < self.maxsize <= waiting:
+                    return False
+                items.append(item)
+                self.unfinished += 1
+                if waiting >= self.peak:
+                    self.peak = waiting + 1
+                if not self._getters.waiters:
+                    return True
+                woken = self._getters.call(1)
+        finally:
+            if self._requests:
+                self._settle()
+        for one in woken:
+            self._wake(one)
+        return True
+
+    def get_now(self) -> T | Blocked:
+        """Take the first item if there is one and nothing else to do."""
+        woken: Iterable[Waiter]
+        try:
+            with self._lock:
+                if self._requests or self.is_closed or not self.items:
+                    return BLOCKED
+                item = self.items.popleft()
+                if not self._putters.waiters:
+                    return item
+                woken = self._putters_for_free_slot()
+        finally:
+            if self._requests:
+                self._settle()
+        for one in woken:
+            self._wake(one)
+        return item
 
     def try_join(self, waiter: Waiter | None) -> Blocked | None:
         """See whether all items are done."""
@@ -400,7 +447,7 @@ class Buffer(Generic[T]):
 
         **Thread safety**: as `shutdown`.
         """
-        self._request(lambda _: self._putters.call(len(self._putters)))
+        self._request(lambda _: self._putters.call(len(self._putters.waiters)))
 
     def put_past_end(self, item: T) -> None:
         """Put an item whether there is a free slot or not; nothing happens after a shutdown.
@@ -472,7 +519,7 @@ class Buffer(Generic[T]):
                     raise ValueError("task_done() called too many times")
                 self.unfinished -= 1
                 if not self.unfinished:
-                    woken = self._joiners.call(len(self._joiners))
+                    woken = self._joiners.call(len(self._joiners.waiters))
         finally:
             if late is not None:
                 self._wake_from_anywhere(late[0])

@@ -136,6 +136,8 @@ class TokenQueue(Generic[T]):
     Attributes:
         name: As given.
         is_given: Whether the queue was given to us: it serves one run, and holds no marks.
+        consumers: The calls of `get` that go on; one at most, but for those that are refused.
+        consumer_thread: Where the latest one was made.
         closed: Whether the consumer has gone.  Set once, without a lock.
         ended: Whether the run is over.  Set once, without a lock.
         failure: What broke a given queue, for the consumer to raise at its end.
@@ -145,6 +147,7 @@ class TokenQueue(Generic[T]):
         last_dropped: When the run last had something that is not for the consumer, by the
             monotonic clock.
         meter: What is measured.
+        buffer: The buffer, of a queue whose inside we know; else None.
         lock: For the owner's state; made anew in a forked child.  Reentrant: a generator
             that the collector drops reports its end from within whatever goes on.
     """
@@ -152,15 +155,15 @@ class TokenQueue(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_async_q",
-        "_buffer",
         "_close_is_done",
-        "_consumer_thread",
-        "_consumers",
         "_is_ours",
         "_join",
         "_sync_q",
         "_warned",
+        "buffer",
         "closed",
+        "consumer_thread",
+        "consumers",
         "ended",
         "failure",
         "is_given",
@@ -185,16 +188,16 @@ class TokenQueue(Generic[T]):
         self._is_ours = is_ours
         self._join = join
         self.last_dropped = -inf
-        self._buffer: Buffer[T] | None = None  # of a queue whose inside we know
+        self.buffer: Buffer[T] | None = None
         self._sync_q: janus.SyncQueue[T]
         self._async_q: janus.AsyncQueue[T]
         maxsize = checked_maxsize(maxsize)
         self.is_given = queue is not None
         if queue is None:
-            self._buffer = Buffer(
+            self.buffer = Buffer(
                 maxsize, low=maxsize // 2, join=None if join is None else self._join_and_count
             )
-            self._sync_q, self._async_q = SyncFace(self._buffer), AsyncFace(self._buffer)
+            self._sync_q, self._async_q = SyncFace(self.buffer), AsyncFace(self.buffer)
         elif join is not None:
             raise ValueError(
                 'overflow="merge" and queue= exclude each other: joining needs a queue of ours'
@@ -207,10 +210,10 @@ class TokenQueue(Generic[T]):
         else:
             self._sync_q, self._async_q = _checked_faces(queue)
             if isinstance(self._sync_q, SyncFace):
-                self._buffer = self._sync_q.buffer
+                self.buffer = self._sync_q.buffer
         self.measure(Meter())
-        self._consumers: deque[object] = deque()  # the calls of `get` that go on; one at most
-        self._consumer_thread: int | None = None  # where the latest one was made
+        self.consumers: deque[object] = deque()
+        self.consumer_thread: int | None = None
         self._warned = False
         self.closed = False
         self._close_is_done = False
@@ -223,7 +226,7 @@ class TokenQueue(Generic[T]):
 
     def measure(self, meter: Meter) -> None:
         """Measure with a meter from now on."""
-        meter.buffer = self._buffer
+        meter.buffer = self.buffer
         self.meter = meter
 
     def _join_and_count(self, items: deque[T], item: T) -> bool:
@@ -247,7 +250,7 @@ class TokenQueue(Generic[T]):
             RunStopped: If the consumer has gone or the run is over.
         """
         self.is_open = True
-        buffer = self._buffer
+        buffer = self.buffer
         try:
             if buffer is None:
                 self._put_into_given(item)
@@ -299,7 +302,7 @@ class TokenQueue(Generic[T]):
         **Cancellation**: the item is not in the queue.
         """
         self.is_open = True
-        buffer = self._buffer
+        buffer = self.buffer
         try:
             if buffer is None:
                 await self._put_into_given_in_task(item)
@@ -333,8 +336,8 @@ class TokenQueue(Generic[T]):
 
     def recheck(self) -> None:
         """Have those who wait for a free slot ask again whether their items are stale."""
-        if self._buffer is not None:
-            self._buffer.recheck_putters()
+        if self.buffer is not None:
+            self.buffer.recheck_putters()
 
     def refuse(self) -> None:
         """Stop a run that asks for more, in a thread or in a task's plain callback."""
@@ -371,7 +374,7 @@ class TokenQueue(Generic[T]):
             return
         else:
             return
-        if self._buffer is None:
+        if self.buffer is None:
             self.failure = PlacementError(
                 f"{self.name}: synchronous code that holds up an event loop must not wait, and "
                 "the queue that was given is full: leave queue= out, give a larger one, or call "
@@ -379,7 +382,7 @@ class TokenQueue(Generic[T]):
             )
             self.end()
             return
-        self._buffer.put_past_end(item)
+        self.buffer.put_past_end(item)
         if not self._warned:
             self._warned = True
             logger.warning(
@@ -406,7 +409,7 @@ class TokenQueue(Generic[T]):
         try:
             self._enter(me)
             if not self.closed:
-                buffer = self._buffer
+                buffer = self.buffer
                 if limit is not None:
                     return self._get_within(limit, is_extended=True)
                 if buffer is None:
@@ -456,7 +459,7 @@ class TokenQueue(Generic[T]):
         try:
             self._enter(me)
             if not self.closed:
-                buffer = self._buffer
+                buffer = self.buffer
                 if limit is not None:
                     return await self._get_within_in_task(limit, is_extended=True)
                 if buffer is None:
@@ -533,17 +536,17 @@ class TokenQueue(Generic[T]):
 
     def _enter(self, me: object) -> None:
         # Within the caller's `try`, so that a KeyboardInterrupt leaves nobody behind.
-        self._consumers.append(me)
-        if self._consumers[0] is not me:
+        self.consumers.append(me)
+        if self.consumers[0] is not me:
             raise ConcurrentIterationError(
                 f"another thread or task is waiting for the next token of {self.name}; one "
                 "consumer at a time"
             )
-        self._consumer_thread = threading.get_ident()
+        self.consumer_thread = threading.get_ident()
 
     def _leave(self, me: object) -> None:
         try:
-            self._consumers.remove(me)
+            self.consumers.remove(me)
         except ValueError:  # interrupted before it entered
             pass
 
@@ -561,8 +564,8 @@ class TokenQueue(Generic[T]):
 
     def mark(self, item: T) -> None:
         """Put an item that needs no free slot; not into a queue that was given."""
-        assert self._buffer is not None
-        self._buffer.put_past_end(item)
+        assert self.buffer is not None
+        self.buffer.put_past_end(item)
 
     def end(self) -> None:
         """The run is over: the consumer gets what is there, then `Ended`.  Idempotent."""
@@ -586,8 +589,8 @@ class TokenQueue(Generic[T]):
         self.meter.stop()
         if cancel is not None:
             cancel()
-        if self._buffer is not None:
-            self._buffer.shutdown(immediate=True)
+        if self.buffer is not None:
+            self.buffer.shutdown(immediate=True)
         else:
             # A given queue takes its lock, which this very thread may hold further down.
             with contextlib.suppress(RuntimeError):  # no new threads at the interpreter's end
@@ -604,26 +607,26 @@ class TokenQueue(Generic[T]):
 
     def _is_iterated(self) -> bool:
         for thread in threading.enumerate():  # only those that live
-            if thread.ident == self._consumer_thread:
+            if thread.ident == self.consumer_thread:
                 break
         else:
             return False
         if thread is threading.main_thread() or thread.daemon:
             return False
-        if self._consumers:
+        if self.consumers:
             return True
         # Between two tokens; or it is an executor's, and waits for other work.
-        frame = sys._current_frames().get(self._consumer_thread or 0)  # noqa: SLF001 - documented
+        frame = sys._current_frames().get(self.consumer_thread or 0)  # noqa: SLF001 - documented
         return frame is None or frame.f_code is not _executor_code
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child: the run is the parent's, and so are all locks."""
-        self._consumers.clear()
+        self.consumers.clear()
         self.lock = threading.RLock()
         if self.is_open:
             self.is_left = self.closed = self._close_is_done = True
-            if self._buffer is not None:
-                self._buffer.shutdown(immediate=True)  # nobody waits in it, so none is woken
+            if self.buffer is not None:
+                self.buffer.shutdown(immediate=True)  # nobody waits in it, so none is woken
 
     def uses(self, sync_q: object) -> bool:
         """Whether ``sync_q`` is the queue that was given for this."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "TURN",
     "AsyncWaiter",
     "Latch",
     "ThreadWaiter",
@@ -54,7 +55,7 @@ __all__ = [
 running_asyncio_loop = asyncio._get_running_loop  # noqa: SLF001 - asyncio exports it
 """The asyncio loop that runs in this thread, or None.  Cheaper than an exception."""
 
-_TURN = 64
+TURN = 64
 """Async operations that one thread may complete without waiting before it lets the
 loop's other tasks run.  A turn of the loop costs about as much as ten such operations."""
 
@@ -250,7 +251,7 @@ class _Here(threading.local):
     """
 
     bell: _Doorbell | None = None
-    left = _TURN
+    left = TURN
 
     def bell_of(self, loop: object) -> _Doorbell:
         bell = self.bell
@@ -355,7 +356,7 @@ def must_yield() -> bool:
 async def end_turn() -> None:
     """Let the loop's other tasks run."""
     await anyio.lowlevel.checkpoint()
-    _here.left = _TURN
+    _here.left = TURN
 
 
 class Latch:

@@ -149,9 +149,10 @@ class ModelRun(Counter):
         attempt: The attempt that it belongs to.
         streamed: Whether it has reported a chunk.
         has_text: Whether its first text is taken note of.
+        is_simple: Whether the texts that follow may take the short way (`FeedHandler`).
     """
 
-    __slots__ = ("about", "attempt", "has_text", "is_heard", "streamed")
+    __slots__ = ("about", "attempt", "has_text", "is_heard", "is_simple", "streamed")
 
     def __init__(self, about: About, attempt: int, *, is_heard: bool) -> None:
         super().__init__()
@@ -160,6 +161,7 @@ class ModelRun(Counter):
         self.is_heard = is_heard
         self.streamed = False
         self.has_text = False
+        self.is_simple = False
 
 
 class RunFilter:

@@ -392,6 +392,8 @@ class TokenStream(Generic[T]):
             raise StopIteration
         if self._run is None or running_asyncio_loop() is not None:
             self._get_ready()
+        if (value := self._reader.get_now()) is not None:
+            return value
         try:
             return self._reader.get()
         except (Ended, TimedOut) as end:
@@ -425,8 +427,12 @@ class TokenStream(Generic[T]):
             raise StopAsyncIteration
         if self._run is None:
             self._begin(is_async=True)
+        reader = self._reader
+        reader.left_of_turn -= 1
+        if reader.left_of_turn > 0 and (value := reader.get_now()) is not None:
+            return value
         try:
-            return await self._reader.get_in_task()
+            return await reader.get_in_task()
         except (Ended, TimedOut) as end:
             has_timed_out = isinstance(end, TimedOut)
         self._receive_end(has_timed_out=has_timed_out)

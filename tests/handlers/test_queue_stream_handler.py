@@ -183,7 +183,7 @@ def test_an_iteration_waits_for_a_run_to_start() -> None:
     handler = QueueStreamHandler()
     received: list[str] = []
     thread = in_another_thread(lambda: received.extend(handler))
-    eventually(lambda: len(handler.tokens._buffer._getters))  # type: ignore[union-attr]
+    eventually(lambda: len(handler.tokens.buffer._getters))  # type: ignore[union-attr]
     ScriptedChatModel(tokens=tokens(3)).invoke("?", with_handler(handler))
     thread.join()
     assert received == tokens(3)
@@ -458,7 +458,7 @@ async def test_a_cancelled_run_releases_its_waiting_threads() -> None:
         lambda text, config: model.invoke(text, config)  # noqa: PLW0108 - by keyword, that is
     )
     task = asyncio.ensure_future(step.ainvoke("?", with_handler(handler)))
-    await eventually_async(lambda: len(handler.tokens._buffer._putters))  # type: ignore[union-attr]
+    await eventually_async(lambda: len(handler.tokens.buffer._putters))  # type: ignore[union-attr]
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -506,7 +506,7 @@ def test_one_consumer_at_a_time() -> None:
     handler = QueueStreamHandler()
     received: list[str] = []
     thread = in_another_thread(lambda: received.extend(handler))
-    eventually(lambda: len(handler.tokens._buffer._getters))  # type: ignore[union-attr]
+    eventually(lambda: len(handler.tokens.buffer._getters))  # type: ignore[union-attr]
     with pytest.raises(ConcurrentIterationError):
         next(iter(handler))
     ScriptedChatModel(tokens=tokens(3)).invoke("?", with_handler(handler))

@@ -146,7 +146,7 @@ def peer_tests(config: pytest.Config) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def _the_turn_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests that count turns of the loop must not depend on how many tests ran before."""
-    monkeypatch.setattr(_wakeups._here, "left", _wakeups._TURN)
+    monkeypatch.setattr(_wakeups._here, "left", _wakeups.TURN)
 
 
 @pytest.mark.timeout(15)

@@ -112,7 +112,7 @@ def test_while_the_consumer_holds_the_lock(case: Case, when: str) -> None:
     async def scenario() -> None:
         async with case.running(model, maxsize=8) as running:
             await case.consumer.eventually(lambda: is_blocked(running))
-            buffer = queue_of(running)._buffer
+            buffer = queue_of(running).buffer
             buffer._lock = InterruptedLock(buffer._lock, closer_of(case, running), when)
             with suppress(StreamClosedError):
                 await case.consumer.next(running)
@@ -139,7 +139,7 @@ def test_while_the_producer_holds_the_lock(case: Case, when: str) -> None:
 
             def let_it_produce() -> None:
                 eventually(lambda: getters_of(running) == 1)
-                buffer = queue_of(running)._buffer
+                buffer = queue_of(running).buffer
                 buffer._lock = InterruptedLock(buffer._lock, closer_of(case, running), when)
                 gate.open()
 

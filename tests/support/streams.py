@@ -218,12 +218,12 @@ def queue_of(tokens: Any) -> Any:
 
 def putters_of(tokens: Any) -> int:
     """How many producers wait for a free slot of the default queue."""
-    return len(queue_of(tokens)._buffer._putters)
+    return len(queue_of(tokens).buffer._putters)
 
 
 def getters_of(tokens: Any) -> int:
     """How many consumers wait for an item of the default queue."""
-    return len(queue_of(tokens)._buffer._getters)
+    return len(queue_of(tokens).buffer._getters)
 
 
 def is_blocked(tokens: Any) -> bool:

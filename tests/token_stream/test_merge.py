@@ -67,7 +67,7 @@ async def merging(
 
 def waiting_in(running: Any) -> list[Any]:
     """Return the items that wait."""
-    return list(queue_of(running)._buffer.items)
+    return list(queue_of(running).buffer.items)
 
 
 def values_in(running: Any) -> list[Any]:
@@ -137,7 +137,7 @@ def test_nothing_is_lost_doubled_or_reordered(case: Case, select: Select) -> Non
                 received.append(item)
                 # A handler's end waits, too, and needs no free slot.
                 assert len(waiting_in(running)) <= 3 + (not case.is_stream)
-            assert queue_of(running)._buffer.peak <= 3 + (not case.is_stream)
+            assert queue_of(running).buffer.peak <= 3 + (not case.is_stream)
             return running.statistics if case.is_stream else None
 
     statistics = case.consumer.run(scenario)
@@ -261,7 +261,7 @@ class Feed:
 
     def __init__(self, select: Select, *chunks: tuple[UUID, AIMessageChunk]) -> None:
         self.handler: Any = QueueStreamHandler(len(chunks), select=select, overflow="merge")
-        self.buffer: Any = self.handler.tokens._buffer
+        self.buffer: Any = self.handler.tokens.buffer
         for run_id, chunk in chunks:
             self.put(run_id, chunk)
         assert self.joined() == [1] * len(chunks)
@@ -395,7 +395,7 @@ def test_nothing_joins_across_a_handlers_sentinel() -> None:
     handler("a")
     handler.end()
     late = in_another_thread(partial(handler, "b"))
-    eventually(lambda: len(handler.tokens._buffer._putters) or not late.is_alive())
+    eventually(lambda: len(handler.tokens.buffer._putters) or not late.is_alive())
     assert list(handler) == ["a"]
     late.join()
     handler.end()
@@ -556,7 +556,7 @@ def test_no_message_is_touched_under_the_lock(
     """Hazard: the run, and whoever else waits, stands still while LangChain adds messages."""
     handler: Any = QueueStreamHandler(1, select=select, overflow="merge")
     messages = [Watched(content=piece) for piece in tokens(9)]
-    monkeypatch.setattr(Watched, "buffer", handler.tokens._buffer)
+    monkeypatch.setattr(Watched, "buffer", handler.tokens.buffer)
     run_id = uuid4()
     for message in messages:
         handler.on_llm_new_token("", chunk=ChatGenerationChunk(message=message), run_id=run_id)

@@ -42,7 +42,7 @@ NEVER = 3600.0
 
 def waiting_in(answer: Any) -> int:
     """How many items wait."""
-    return len(answer._tokens._buffer.items)
+    return len(answer._tokens.buffer.items)
 
 
 def kept_by(answer: Any) -> list[str]:
@@ -801,13 +801,13 @@ def test_any_schedule(maxsize: int, merges: bool, steps: list[tuple[str, Any]]) 
     runs = [ModelRun(About(None, None), 1, is_heard=True) for _ in range(2)]
     going_on = [0, 1]
     plain = Plain(maxsize, merges=merges)
-    assert queue._buffer is not None
+    assert queue.buffer is not None
     for number, (step, value) in enumerate(steps):
         if step == "put" and plain.put((run := going_on[value], text := f"{run}:{number} ")):
             item = Joinable(runs[run], "text", text) if merges else (runs[run], text)
-            assert queue._buffer.try_put(item, None, Ended) is None
+            assert queue.buffer.try_put(item, None, Ended) is None
         elif step == "restart" and plain.put(run := going_on[value]):
-            assert queue._buffer.try_put(Restart([runs[run]], None), None, Ended) is None
+            assert queue.buffer.try_put(Restart([runs[run]], None), None, Ended) is None
             going_on[value] = len(runs)
             runs.append(ModelRun(About(None, None), 1, is_heard=True))
         elif step in ("next", "piece"):
@@ -820,7 +820,7 @@ def test_any_schedule(maxsize: int, merges: bool, steps: list[tuple[str, Any]]) 
                 assert reader.get() == expected
             else:
                 assert reader.get_piece(value, 0.0) == expected
-        assert len(queue._buffer.items) == len(plain.waiting)
+        assert len(queue.buffer.items) == len(plain.waiting)
         assert sorted(reader.text.split()) == sorted(text.strip() for _, text in plain.delivered)
     queue.end()
     while (expected := plain.piece(None)) is not None:

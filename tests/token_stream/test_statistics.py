@@ -505,7 +505,7 @@ def test_a_look_takes_no_lock(run_in: RunIn) -> None:
     with stream(model, "?", run_in=run_in) as answer:
         assert next(answer) == tokens(1)[0]
         eventually(queue_of(answer).has_items)
-        buffer, meter = queue_of(answer)._buffer, queue_of(answer).meter
+        buffer, meter = queue_of(answer).buffer, queue_of(answer).meter
 
         def look() -> None:
             looks.append(repr(answer.statistics))
@@ -549,20 +549,20 @@ def test_a_look_in_a_forked_child() -> None:
         ]
         for answer in answers:
             assert next(answer) == "t0 "
-            eventually(lambda: answer._tokens._buffer._putters)
+            eventually(lambda: answer._tokens.buffer._putters)
         held, may_release = threading.Event(), threading.Event()
 
         def hold():
             inside = [answer._tokens for answer in answers]
             for tokens in inside:
                 tokens.lock.acquire()
-                tokens._buffer._lock.acquire()
+                tokens.buffer._lock.acquire()
                 tokens.meter._folding.acquire()
             held.set()
             may_release.wait(20)
             for tokens in inside:
                 tokens.meter._folding.release()
-                tokens._buffer._lock.release()
+                tokens.buffer._lock.release()
                 tokens.lock.release()
 
         holder = threading.Thread(target=hold)

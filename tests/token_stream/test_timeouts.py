@@ -375,9 +375,9 @@ def _waits(answer: TokenStream[Any]) -> bool:
     parent = getattr(inside, "_parent", None)
     if parent is not None:
         return bool(parent._sync_not_empty_waiting or parent._async_not_empty_waiting)
-    if queue_of(answer)._buffer is not None:
+    if queue_of(answer).buffer is not None:
         return getters_of(answer) > 0
-    return bool(queue_of(answer)._consumers)
+    return bool(queue_of(answer).consumers)
 
 
 @each_queue

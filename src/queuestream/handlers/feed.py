@@ -18,7 +18,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from queuestream._attempts import Attempts
 from queuestream._messages import first_generation
 from queuestream._meter import Meter
-from queuestream._wakeups import running_asyncio_loop
+from queuestream._wakeups import TURN, end_turn, running_asyncio_loop
 from queuestream.events import About, ModelRun, Selection
 from queuestream.handlers._dual import dual
 from queuestream.handlers._listener import held_up
@@ -53,6 +53,18 @@ def run_in_context() -> UUID | None:
     return getattr(callbacks, "parent_run_id", None)
 
 
+def _plain_text(chunk: Any) -> str:
+    """The text of a chunk that brings nothing else; empty if it may bring more."""
+    try:
+        message = chunk.message
+        text = message.content
+        if type(text) is str and not message.usage_metadata:
+            return text
+    except AttributeError:  # an old-style model, no model's message, or a direct call
+        pass
+    return ""
+
+
 class FeedHandler(StreamHandler):
     """Puts the tokens that it hears into a `TokenQueue`.
 
@@ -68,6 +80,15 @@ class FeedHandler(StreamHandler):
         self._set_up(raise_error=True, may_wait=True)
         self.tokens = tokens
         self._selection = selection
+        # Whether there are runs whose texts need nothing but to be put into our own buffer.
+        self._takes_simple = (
+            selection.select == "text"
+            and selection.join is None
+            and tokens.buffer is not None
+            and not self._can_be_stale
+        )
+        self._buffer: Any = tokens.buffer
+        self._left_of_turn = TURN  # texts that take the short way before other tasks may run
         self._nameless = None, ModelRun(About(None, None), 1, is_heard=True)  # of direct calls
         self._nameless[1].streamed = True
         self._begin_anew()
@@ -161,6 +182,12 @@ class FeedHandler(StreamHandler):
         run = latest[1] if latest[0] is run_id else self._run_of(run_id, details)
         if run is None:
             return
+        if run.is_simple and (text := _plain_text(chunk)):
+            run.tokens += 1
+            run.characters += len(text)
+            if not self._buffer.put_now((run, text)):
+                self.tokens.put((run, text))
+            return
         items = self._selection.items(run, token, chunk)
         if not run.has_text:
             self._note(run, items)
@@ -181,6 +208,16 @@ class FeedHandler(StreamHandler):
         latest = self._latest_run
         run = latest[1] if latest[0] is run_id else self._run_of(run_id, details)
         if run is None:
+            return
+        if run.is_simple and running_asyncio_loop() is loop and (text := _plain_text(chunk)):
+            run.tokens += 1
+            run.characters += len(text)
+            self._left_of_turn -= 1
+            if self._left_of_turn <= 0:
+                self._left_of_turn = TURN
+                await end_turn()
+            if not self._buffer.put_now((run, text)):
+                await self.tokens.put_in_task((run, text))
             return
         items = self._selection.items(run, token, chunk)
         if not run.has_text:
@@ -212,7 +249,11 @@ class FeedHandler(StreamHandler):
             meter.first = monotonic()
         if run.characters:
             run.has_text = True
-            self._attempts.text_delivered(run.about.run_id, run)
+            run_id = run.about.run_id
+            self._attempts.text_delivered(run_id, run)
+            run.is_simple = (
+                self._takes_simple and run.is_heard and run_id is not None and run_id not in held_up
+            )
 
     def _is_closed_at_drop(self) -> bool:
         """Take note of something that is not for the consumer; whether that has gone."""
