@@ -53,7 +53,7 @@ def test_the_benchmark_prints_ratios() -> None:
 def code_blocks() -> list[Any]:
     return [
         pytest.param(block, id=f"{page}-{number}")
-        for page in ("README.md", "docs/index.md", "docs/items.md")
+        for page in ("README.md", "docs/index.md", "docs/items.md", "docs/handlers.md")
         for number, block in enumerate(
             re.findall(
                 r"^```python\n(.*?)^```$",
@@ -66,8 +66,11 @@ def code_blocks() -> list[Any]:
 
 @pytest.mark.parametrize("block", code_blocks())
 def test_the_code_in_the_pages_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With what a reader of the page has in mind: a chain, a model, a websocket."""
+    """With what a reader of the page has in mind: a chain, a model, a websocket, a screen."""
     sent: list[str] = []
+
+    def show(token: str) -> None:
+        print(token, end="", flush=True)
 
     async def send_text(text: str) -> None:
         sent.append(text)
@@ -78,10 +81,11 @@ def test_the_code_in_the_pages_runs(block: str, capsys: pytest.CaptureFixture[st
         "model": model,
         "chain": ChatPromptTemplate.from_template("{topic}") | model | StrOutputParser(),
         "websocket": SimpleNamespace(send_text=send_text),
+        "show": show,
     }
     code = cast("CodeType", compile(block, "page", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
     outcome = eval(code, names)
     if outcome is not None:
         asyncio.run(outcome)
-    if "print" in block or "send_text" in block:
+    if re.search(r"print|send_text|\bshow\b", block):
         assert PASSAGE in capsys.readouterr().out + "".join(sent)
