@@ -7,10 +7,15 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import queuestream
+from queuestream import handlers
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,10 +41,17 @@ def test_no_file_names_a_machine_or_a_registry(text: str) -> None:
 def test_the_changelog_lists_the_public_names() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     unreleased = changelog.split("## [Unreleased]", 1)[1].split("\n## ", 1)[0]
-    for name in ("MixedQueue", "StreamHandler", "QueueStreamHandler", "stream()", "TokenStream"):
+    for name in ("MixedQueue", "stream()", "TokenStream", *handlers.__all__):
         assert f"`{name}`" in unreleased
     assert "`queuestream demo`" in unreleased
     assert "`queuestream run`" in unreleased
+
+
+@pytest.mark.parametrize("module", [queuestream, handlers])
+def test_the_reference_has_an_entry_for_each_public_name(module: ModuleType) -> None:
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^::: queuestream\.(?:handlers\.)?(\w+)$", page, re.MULTILINE)
+    assert set(module.__all__) <= set(entries)
 
 
 def test_the_version_comes_from_one_place() -> None:
