@@ -1,76 +1,81 @@
-"""How much longer a burst of tokens takes through a loop than through a plain ``invoke``.
+"""A burst: the model gives all its tokens at once, and a loop takes them.
 
-Prints JSON: ratios of median times to that of ``model.invoke`` with an idle handler.
+Each number is the wall time of a whole run, from the call to the last token, divided by its
+tokens.  Two cases have no consumer and are the floors: ``invoke`` and ``ainvoke`` with a
+handler that does nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import statistics
-import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from queuestream import StreamHandler, stream
-from queuestream.demo import DemoChatModel
+from benchmarks.harness import Case, Series, Sizes, Stopwatch, measure
+from benchmarks.sources import AsyncIdleHandler, IdleHandler, ReadyModel, texts_of
+from benchmarks.ways import WAYS, Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from langchain_core.runnables import RunnableConfig
+__all__ = ["AINVOKE", "INVOKE", "cases", "run"]
+
+INVOKE = "invoke, idle handler"
+AINVOKE = "ainvoke, idle handler"
 
 
-def ignore(_token: str) -> None:
-    """Do nothing: the cheapest handler that still makes the model stream."""
+def run(sizes: Sizes, rounds: int) -> list[Series]:
+    """Measure each way, and the floors."""
+    count = sizes.burst_tokens
+    return measure(cases(count), rounds=rounds, units=count, unit="us a token")
 
 
-def measure(tokens: int, repeats: int) -> dict[str, float]:
-    """Return the ratios, measured in turns so that a slow moment hits all alike."""
-    model = DemoChatModel(passage="token " * tokens, pace=0)
-    config: RunnableConfig = {"callbacks": [StreamHandler(ignore)]}
+def cases(count: int) -> list[Case]:
+    """Return all cases, for so many tokens."""
+    texts = texts_of(count)
+    whole = "".join(texts)
+    model = ReadyModel.of(texts)
+    streaming = ReadyModel.of(texts, streaming=True)
 
-    def invoke() -> None:
-        model.invoke("Go", config)
+    def invoke(watch: Stopwatch) -> str:
+        with watch:
+            answer = model.invoke("Go", {"callbacks": [IdleHandler()]})
+        return str(answer.text)
 
-    def ainvoke() -> None:
-        asyncio.run(model.ainvoke("Go", config))
+    async def ainvoke(watch: Stopwatch) -> str:
+        with watch:
+            answer = await model.ainvoke("Go", {"callbacks": [AsyncIdleHandler()]})
+        return str(answer.text)
 
-    def thread_for() -> None:
-        with stream(model, "Go", run_in="thread") as items:
-            for _ in items:
-                pass
-
-    def task_async_for() -> None:
-        async def consume() -> None:
-            async with stream(model, "Go", run_in="task") as items:
-                async for _ in items:
-                    pass
-
-        asyncio.run(consume())
-
-    cases: list[Callable[[], None]] = [invoke, ainvoke, thread_for, task_async_for]
-    times: dict[str, list[float]] = {case.__name__: [] for case in cases}
-    for turn in range(repeats + 1):
-        for case in cases:
-            start = time.perf_counter()
-            case()
-            if turn:  # the first turn warms up
-                times[case.__name__].append(time.perf_counter() - start)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    base = medians.pop("invoke")
-    return {name: round(median / base, 3) for name, median in medians.items()}
+    floors = [Case(INVOKE, invoke, whole), Case(AINVOKE, ainvoke, whole, "asyncio")]
+    return floors + [
+        Case(
+            way.named(maxsize),
+            take_all(way, streaming if way.sets_streaming else model, maxsize),
+            texts,
+            way.place,
+            way.needs,
+            INVOKE if way.calls == "invoke" else AINVOKE,
+        )
+        for way in WAYS
+        for maxsize in way.sizes
+    ]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=5000, help="default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
-    arguments = parser.parse_args()
-    ratios = measure(arguments.tokens, arguments.repeats)
-    print(json.dumps({"tokens": arguments.tokens, "ratio_to_invoke": ratios}, indent=2))
+def take_all(way: Way, model: Any, maxsize: int) -> Callable[[Stopwatch], Any]:
+    """Return a function that iterates a model's tokens in one way."""
 
+    def take(watch: Stopwatch) -> list[str]:
+        received: list[str] = []
+        with watch, way.open(model, maxsize) as tokens:
+            for token in tokens:
+                received.append(token)
+        return received
 
-if __name__ == "__main__":
-    main()
+    async def take_in_task(watch: Stopwatch) -> list[str]:
+        received: list[str] = []
+        with watch:
+            async with way.open(model, maxsize) as tokens:
+                async for token in tokens:
+                    received.append(token)
+        return received
+
+    return take if way.place == "thread" else take_in_task
