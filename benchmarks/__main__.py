@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    rounds = options.rounds or (1 if options.quick else ROUNDS)
+    rounds = (1 if options.quick else ROUNDS) if options.rounds is None else options.rounds
     if rounds < 1:
         parser.error("--rounds must be 1 or more")
     targets = [] if options.quick else TARGETS

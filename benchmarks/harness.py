@@ -173,11 +173,14 @@ def absence_of(module: str) -> str:
 
 
 def alternate(cases: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Do all in turns, so many times; each round turns the order round."""
+    """Do all in turns, so many times; each round turns the order round.
+
+    Before them one more, which warms up; not before a single one, which only shows that all runs.
+    """
     results: dict[str, list[T]] = {name: [] for name in cases}
     order = list(cases)
-    for name in order:
-        cases[name]()  # to warm up
+    for name in order if rounds > 1 else ():
+        cases[name]()
     gc.collect()
     gc.freeze()  # what is there by now need not be looked at each time
     try:

@@ -122,19 +122,18 @@ def _draw_cost(pyplot: Any, found: Sequence[Series]) -> Any:
 def _draw_cpu(pyplot: Any, found: Sequence[Series]) -> Any:
     """CPU time a token against the number of streams."""
     figure, axis = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
+    ticks: set[int] = set()
     for name, colour in COLOURS.items():
-        points = [
-            (int(series.name.rsplit(", ", 1)[1].split()[0]), series)
-            for series in found
-            if series.name.endswith(" streams") and series.name.rsplit(", ", 1)[0] == name
-        ]
-        streams = [count for count, _ in points]
-        axis.plot(streams, [one.median for _, one in points], "o-", color=colour, label=name)
-        low, high = zip(*(one.quartiles for _, one in points), strict=True)
+        counted = [_way_and_streams(series.name) for series in found]
+        ours = [(n, one) for (way, n), one in zip(counted, found, strict=True) if way == name]
+        streams = [number for number, _ in ours]
+        ticks.update(streams)
+        axis.plot(streams, [one.median for _, one in ours], "o-", color=colour, label=name)
+        low = [one.quartiles[0] for _, one in ours]
+        high = [one.quartiles[1] for _, one in ours]
         axis.fill_between(streams, low, high, color=colour, alpha=0.15, linewidth=0)
     axis.set_xscale("log")
-    ticks = sorted({int(one.name.rsplit(", ", 1)[1].split()[0]) for one in found if one.floor})
-    axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)])
     axis.minorticks_off()
     axis.set_ylim(bottom=0)
     axis.set_title("CPU time a token, streams at a provider's pace")
@@ -142,6 +141,12 @@ def _draw_cpu(pyplot: Any, found: Sequence[Series]) -> Any:
     axis.set_ylabel("microseconds of CPU a token")
     axis.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
     return figure
+
+
+def _way_and_streams(name: str) -> tuple[str, int]:
+    """Take the name of a case with several streams apart; of others, there are none."""
+    way, _, streams = name.rpartition(", ")
+    return (way, int(streams.split()[0])) if streams.endswith(" streams") else (name, 0)
 
 
 def _draw_latency(pyplot: Any, found: Sequence[Series]) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
@@ -116,19 +116,21 @@ class Timetable:
     arrived: list[object] = field(default_factory=list[object])
     """Grows by one with each producer that waits for its first token."""
 
-    LOOK: ClassVar[float] = 0.1
-    """Seconds after which a producer looks whether it has been fixed."""
+    @property
+    def look(self) -> float:
+        """Seconds after which a producer looks again whether the beginning is known."""
+        return min(0.1, 0.01 + 0.001 * self.producers)
 
     def fix(self) -> float:
         """Say when it begins; return the seconds to wait until all know."""
-        self.begin = time.perf_counter() + 2 * self.LOOK
-        return 1.5 * self.LOOK
+        self.begin = time.perf_counter() + 3 * self.look
+        return 2 * self.look
 
     def enter(self) -> float:
         """Wait, as a producer, until the beginning is known, and return it."""
         self.arrived.append(None)
         while not self.begin:
-            time.sleep(self.LOOK)
+            time.sleep(self.look)
         return self.begin
 
 

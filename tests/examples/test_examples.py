@@ -1,10 +1,9 @@
-"""Each example and benchmark is a program that runs."""
+"""Each example is a program that runs."""
 
 from __future__ import annotations
 
 import ast
 import asyncio
-import json
 import re
 from types import CodeType, SimpleNamespace
 from typing import Any, cast
@@ -42,12 +41,6 @@ def test_each_example_has_its_test_and_its_line_in_the_readme() -> None:
 @pytest.mark.parametrize("name", SAYS)
 def test_an_example_says_what_it_should(name: str) -> None:
     assert SAYS[name] in run(EXAMPLES / name)
-
-
-def test_the_benchmark_prints_ratios() -> None:
-    report = json.loads(run(ROOT / "benchmarks" / "burst.py", "--tokens=50", "--repeats=1"))
-    assert set(report["ratio_to_invoke"]) == {"ainvoke", "thread_for", "task_async_for"}
-    assert all(ratio > 0 for ratio in report["ratio_to_invoke"].values())
 
 
 def code_blocks() -> list[Any]:
