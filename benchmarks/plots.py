@@ -81,8 +81,10 @@ def _draw_cost(pyplot: Any, found: Sequence[Series]) -> Any:
         figsize=(8.6, 0.8 + 0.3 * len(found) + 0.7 * len(groups)),
         height_ratios=[len(group) + 1 for group in groups],
         layout="constrained",
+        sharex=True,
         squeeze=False,
     )
+    most = max(high for _, high in (series.quartiles for series in found))
     for axis, group in zip(axes[:, 0], groups, strict=True):
         group.sort(key=lambda series: series.median, reverse=True)
         floor = next(series for series in group if not series.floor)
@@ -107,15 +109,17 @@ def _draw_cost(pyplot: Any, found: Sequence[Series]) -> Any:
             error_kw={"ecolor": "#4a545c", "elinewidth": 1},
             height=0.72,
         )
-        most = max(high for _, high in reach)
         for place, (series, (_, high)) in enumerate(zip(group, reach, strict=True)):
             axis.text(high + most * 0.01, place, f"{series.median:.1f}", va="center", fontsize=9)
         axis.axvline(floor.median, color="#4a545c", linewidth=1, linestyle=":")
-        axis.set_title(f"Runs that are {floor.name.split(',')[0]}")
+        call = floor.name.split(",")[0]
+        axis.set_title(f"Runs that call {call}: microseconds a token, in a burst")
         axis.set_xlim(0, most * 1.1)
         axis.grid(visible=False, axis="y")
-        axis.tick_params(length=0)
-    axes[-1, 0].set_xlabel("microseconds a token, in a burst; the dotted line is LangChain alone")
+        axis.tick_params(length=0, labelbottom=True)
+    marks = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in (OURS, PEER, FLOOR)]
+    names = ["this package", "others", "LangChain with a handler that does nothing: the floor"]
+    figure.legend(marks, names, loc="outside lower right", ncols=3)
     return figure
 
 
@@ -162,9 +166,10 @@ def _draw_latency(pyplot: Any, found: Sequence[Series]) -> Any:
             label=name,
             linewidth=2,
         )
-    low = min(series.curve[0][0] for series in curves)
-    high = max(late for series in curves for late, percent in series.curve if percent <= 99.5)
-    axis.set_xlim(low * 0.8, high * 1.1)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.xaxis.set_minor_formatter(lambda _value, _: "")
+    axis.grid(which="minor", axis="x", linewidth=0.4)
     axis.set_ylim(0, 101)
     axis.set_title("Latency of a token of one stream")
     axis.set_xlabel("microseconds from LangChain's callback to the consumer")
