@@ -203,7 +203,8 @@ def _latencies_once(way: Way, count: int) -> list[float]:
         received: list[str] = []
         times: list[float] = []
         plan = Timetable(1, LATENCY_PACE, count)
-        model = PacedModel.of(texts, timetable=plan, callbacks=[stamps])
+        # Those of a config come before ours; those of a model's constructor would come after.
+        model = PacedModel.of(texts, timetable=plan).with_config(callbacks=[stamps])
         plan.fix()
         with watch:
             async with way.open(model, MAXSIZE) as tokens:
