@@ -50,7 +50,7 @@ class Sizes:
     queue_items: int = 10_000
     paced: tuple[tuple[int, int], ...] = ((10, 50), (100, 50), (1_000, 5))
     """Streams, and the tokens of each."""
-    latency_tokens: int = 400
+    latency_tokens: int = 200
     open_streams: tuple[int, ...] = (1_000, 2_500, 5_000, 10_000)
     opened_and_closed: int = 1_000
     http_tokens: int = 1_000
