@@ -151,7 +151,7 @@ class Report:
         """Return tables for the docs' page."""
         blocks = [f"Measured with {self._about()}."]
         if self.verdicts:
-            head = ["ratio of medians", "measured", "threshold", ""]
+            head = ["ratio of medians, where no unit is named", "measured", "threshold", ""]
             rows = [_verdict_row(verdict) for verdict in self.verdicts]
             blocks += ["### Thresholds", _piped(head, rows)]
         for part, found in self.parts.items():
@@ -208,9 +208,9 @@ def _verdict_row(verdict: Verdict) -> list[str]:
     ]
     if target.goal is not None:
         limits.append(f"(goal {target.goal:g})")
-    value = verdict.missing if verdict.value is None else f"{verdict.value:.2f}"
+    value = verdict.missing if verdict.value is None else f"{verdict.value:.2f} {verdict.unit}"
     state = "" if verdict.state == "shown" else verdict.state
-    return [target.what, value, " ".join(limits) or "none", state]
+    return [target.what, value.rstrip(), " ".join(limits) or "none", state]
 
 
 def _aligned(head: list[str], rows: list[list[str]]) -> str:

@@ -73,6 +73,8 @@ class Verdict:
     """None if it could not be measured."""
     missing: str = ""
     """Why not."""
+    unit: str = ""
+    """Of a value that is no ratio."""
 
     @property
     def state(self) -> Literal["ok", "MISSED", "not measured", "shown"]:
@@ -103,7 +105,9 @@ def judge(parts: Mapping[str, Sequence[Series]], targets: Sequence[Target]) -> l
         found = {series.name: series for series in parts[target.part]}
         needed = [found[name] for name in (target.ours, target.peer) if name]
         missing = next((series.missing for series in needed if series.missing), "")
-        verdicts.append(Verdict(target, None if missing else target.value(found), missing))
+        value = None if missing else target.value(found)
+        unit = needed[0].unit if target.kind in {"difference", "value"} else ""
+        verdicts.append(Verdict(target, value, missing, unit))
     return verdicts
 
 

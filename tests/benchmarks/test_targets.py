@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from benchmarks import burst, memory, over_http, paced, queues
@@ -52,6 +54,12 @@ def test_items_a_second_go_the_other_way() -> None:
 def test_a_difference_and_a_bare_number() -> None:
     assert verdict(Target("part", "ours", "floor", 3, kind="difference")) == (3.0, "ok")
     assert verdict(Target("part", "ours", at_most=12.9, kind="value")) == (13.0, "MISSED")
+
+
+@pytest.mark.parametrize("kind, unit", [("time", ""), ("difference", "us"), ("value", "us")])
+def test_what_is_no_ratio_has_a_unit(kind: Any, unit: str) -> None:
+    (found,) = judge({"part": FOUND}, [Target("part", "ours", "floor", 1, kind=kind)])
+    assert found.unit == unit
 
 
 @pytest.mark.parametrize("limit, state", [(1.29, "MISSED"), (1.3, "ok"), (None, "shown")])
