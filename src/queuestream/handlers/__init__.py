@@ -1,21 +1,18 @@
-"""LangChain callback handlers: `StreamHandler` and the ready-made ones over it.
-
-The ready-made ones are imported when they are asked for.
-"""
+"""LangChain callback handlers: `StreamHandler` and the ready-made ones over it."""
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-from queuestream.handlers.base import StreamHandler
-from queuestream.handlers.queue import QueueStreamHandler
+from queuestream._lazy import lazy
 
 if TYPE_CHECKING:
+    from queuestream.handlers.base import StreamHandler
     from queuestream.handlers.batch import BatchStreamHandler
     from queuestream.handlers.debug import DebugStreamHandler
     from queuestream.handlers.managed import ManagedStreamHandler
     from queuestream.handlers.memory import MemoryEfficientHandler
+    from queuestream.handlers.queue import QueueStreamHandler
     from queuestream.handlers.resilient import ResilientStreamHandler
     from queuestream.handlers.safe import create_safe_handler
     from queuestream.handlers.statistics import RunStatistics, StatisticsStreamHandler
@@ -35,28 +32,19 @@ __all__ = [
     "create_safe_handler",
 ]
 
-_READY_MADE = {
-    "BatchStreamHandler": "batch",
-    "DebugStreamHandler": "debug",
-    "ManagedStreamHandler": "managed",
-    "MemoryEfficientHandler": "memory",
-    "ResilientStreamHandler": "resilient",
-    "RunStatistics": "statistics",
-    "StatisticsStreamHandler": "statistics",
-    "UIFriendlyHandler": "ui",
-    "create_safe_handler": "safe",
-}
-"""Each name, and the module that has it."""
-
-
-def __getattr__(name: str) -> object:
-    if name not in _READY_MADE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_READY_MADE[name]}")
-    found: object = getattr(module, name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "BatchStreamHandler": "batch",
+        "DebugStreamHandler": "debug",
+        "ManagedStreamHandler": "managed",
+        "MemoryEfficientHandler": "memory",
+        "QueueStreamHandler": "queue",
+        "ResilientStreamHandler": "resilient",
+        "RunStatistics": "statistics",
+        "StatisticsStreamHandler": "statistics",
+        "StreamHandler": "base",
+        "UIFriendlyHandler": "ui",
+        "create_safe_handler": "safe",
+    },
+)
