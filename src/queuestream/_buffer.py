@@ -116,13 +116,13 @@ class _Line:
     def line_up(self, waiter: Waiter) -> None:
         """Add a waiter: at the end, or where it stood before it was woken in vain."""
         waiter.arm()
-        self._called.pop(waiter, None)
         waiter.lined_up = True
         waiter.place = self
         if not waiter.ticket:
             waiter.ticket = next(_tickets)
             self.waiters.append(waiter)
             return
+        self._called.pop(waiter, None)
         ahead = 0
         for other in self.waiters:
             if other.ticket > waiter.ticket:
@@ -132,7 +132,8 @@ class _Line:
 
     def call(self, number: int) -> list[Waiter]:
         """Take the first ``number`` waiters out of the line; the caller wakes them."""
-        called = [self.waiters.popleft() for _ in range(min(number, len(self.waiters)))]
+        waiters = self.waiters
+        called = [waiters.popleft() for _ in range(min(number, len(waiters)))]
         for waiter in called:
             waiter.lined_up = False
             self._called[waiter] = None

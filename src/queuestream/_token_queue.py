@@ -414,11 +414,10 @@ class TokenQueue(Generic[T]):
                     return self._get_within(limit, is_extended=True)
                 if buffer is None:
                     return self._sync_q.get()
-                item = buffer.try_get(None, SyncQueueShutDown)
-                if item is BLOCKED:
-                    attempt = partial(buffer.try_get, shut_down=SyncQueueShutDown)
-                    return buffer.wait_in_thread(attempt, None, SyncQueueEmpty)
-                return item
+                if (item := buffer.get_now()) is not BLOCKED:
+                    return item
+                attempt = partial(buffer.try_get, shut_down=SyncQueueShutDown)
+                return buffer.wait_in_thread(attempt, None, SyncQueueEmpty)
         except Exception as error:
             if not _is_shutdown(error):
                 raise
@@ -466,11 +465,10 @@ class TokenQueue(Generic[T]):
                     return await self._async_q.get()
                 if must_yield():
                     await end_turn()
-                item = buffer.try_get(None, AsyncQueueShutDown)
-                if item is BLOCKED:
-                    attempt = partial(buffer.try_get, shut_down=AsyncQueueShutDown)
-                    return await buffer.wait_in_task(attempt)
-                return item
+                if (item := buffer.get_now()) is not BLOCKED:
+                    return item
+                attempt = partial(buffer.try_get, shut_down=AsyncQueueShutDown)
+                return await buffer.wait_in_task(attempt)
         except Exception as error:
             if not _is_shutdown(error):
                 raise

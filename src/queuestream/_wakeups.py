@@ -243,6 +243,15 @@ class _Answer:
         self.lose()
 
 
+class _Turn:
+    """What is left of a thread's turn.  An object, because a thread's variables are slow."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = TURN
+
+
 class _Here(threading.local):
     """What belongs to this thread: its loop's doorbell, and what is left of its turn.
 
@@ -251,7 +260,9 @@ class _Here(threading.local):
     """
 
     bell: _Doorbell | None = None
-    left = TURN
+
+    def __init__(self) -> None:
+        self.turn = _Turn()
 
     def bell_of(self, loop: object) -> _Doorbell:
         bell = self.bell
@@ -337,6 +348,11 @@ def async_waiter() -> AsyncWaiter:
     Raises:
         RuntimeError: If neither asyncio nor trio runs in this thread.
     """
+    # Asking anyio costs as much as all the rest of a wait.  Where trio is asyncio's guest, the
+    # loop runs, and no task of it.
+    running = running_asyncio_loop()
+    if running is not None and asyncio.current_task(running) is not None:
+        return _AsyncioWaiter(running)
     loop = anyio.lowlevel.current_token().native_token
     if isinstance(loop, asyncio.AbstractEventLoop):
         return _AsyncioWaiter(loop)
@@ -349,14 +365,15 @@ def must_yield() -> bool:
     Whoever must yield does so with `end_turn`.  Until that is done so must everybody else,
     or the next task would overtake the one that yields.
     """
-    _here.left -= 1
-    return _here.left <= 0
+    turn = _here.turn
+    turn.left -= 1
+    return turn.left <= 0
 
 
 async def end_turn() -> None:
     """Let the loop's other tasks run."""
     await anyio.lowlevel.checkpoint()
-    _here.left = TURN
+    _here.turn.left = TURN
 
 
 class Latch:

@@ -199,6 +199,8 @@ class SyncFace(_Face[T], janus.SyncQueue[T]):
             if buffer.is_shutdown:
                 raise SyncQueueShutDown
             raise ValueError("'timeout' must be a non-negative number")
+        if buffer.put_now(item):
+            return
         if buffer.try_put(item, None, SyncQueueShutDown) is BLOCKED:
             if not block:
                 raise SyncQueueFull
@@ -222,6 +224,8 @@ class SyncFace(_Face[T], janus.SyncQueue[T]):
             if buffer.is_shutdown and not buffer.items:
                 raise SyncQueueShutDown
             raise ValueError("'timeout' must be a non-negative number")
+        if (item := buffer.get_now()) is not BLOCKED:
+            return item
         item = buffer.try_get(None, SyncQueueShutDown)
         if item is BLOCKED:
             if not block:
@@ -262,7 +266,7 @@ class AsyncFace(_Face[T], janus.AsyncQueue[T]):
         if must_yield():
             await end_turn()
         buffer = self.buffer
-        if buffer.try_put(item, None, AsyncQueueShutDown) is BLOCKED:
+        if not buffer.put_now(item):
             attempt = partial(buffer.try_put, item, shut_down=AsyncQueueShutDown)
             await buffer.wait_in_task(attempt)
 
@@ -278,10 +282,9 @@ class AsyncFace(_Face[T], janus.AsyncQueue[T]):
         if must_yield():
             await end_turn()
         buffer = self.buffer
-        item = buffer.try_get(None, AsyncQueueShutDown)
-        if item is BLOCKED:
-            return await buffer.wait_in_task(partial(buffer.try_get, shut_down=AsyncQueueShutDown))
-        return item
+        if (item := buffer.get_now()) is not BLOCKED:
+            return item
+        return await buffer.wait_in_task(partial(buffer.try_get, shut_down=AsyncQueueShutDown))
 
     def put_nowait(self, item: T) -> None:
         """Put an item without waiting.
