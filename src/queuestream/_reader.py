@@ -27,6 +27,9 @@ __all__ = ["Reader"]
 
 T = TypeVar("T")
 
+_NOTHING: deque[Any] = deque()
+"""Of all readers that have not made a piece yet, never changed: most never do."""
+
 _HOT = 8
 """Values that a task takes in one go, after which it looks once more before it waits.
 
@@ -76,7 +79,7 @@ class Reader(Generic[T]):
         self.later_limit = later_limit
         self.is_first = True
         self.left_of_turn = TURN
-        self.kept: deque[Any] = deque()
+        self.kept = _NOTHING
         # The delivered text: whose it is, and the pieces of it.
         self._segments: list[tuple[Counter, list[str]]] = []
         # The model runs of failed attempts; some may go on, and begin to deliver.
@@ -257,9 +260,12 @@ class _Gathering:
 
     def add(self, item: Any) -> None:
         """Add an item of the queue."""
-        kept = self._reader.kept
+        reader = self._reader
+        if reader.kept is _NOTHING:
+            reader.kept = deque()
+        kept = reader.kept
         if isinstance(item, Restart) and not kept:
-            self._reader.restart(item)
+            reader.restart(item)
             return
         tokens = [item]
         if isinstance(item, Joinable):

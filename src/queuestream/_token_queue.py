@@ -26,7 +26,6 @@ import sys
 import threading
 import weakref
 from _thread import start_new_thread
-from collections import deque
 from functools import partial
 from math import inf
 from time import monotonic
@@ -54,6 +53,7 @@ from queuestream.errors import (
 from queuestream.mixed_queue import AsyncFace, SyncFace
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterator
 
     import janus
@@ -212,7 +212,7 @@ class TokenQueue(Generic[T]):
             if isinstance(self._sync_q, SyncFace):
                 self.buffer = self._sync_q.buffer
         self.measure(Meter())
-        self.consumers: deque[object] = deque()
+        self.consumers: list[object] = []
         self.consumer_thread: int | None = None
         self._warned = False
         self.closed = False

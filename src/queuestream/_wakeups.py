@@ -383,14 +383,14 @@ class Latch:
 
     def __init__(self) -> None:
         self._set = False
-        self._waiters: deque[Waiter] = deque()
+        self._waiters: list[Waiter] = []  # smaller than a deque, and there are few
 
     def set(self) -> None:
         """Set it and wake all.  Idempotent, never blocks."""
         self._set = True
         while self._waiters:
             try:
-                waiter = self._waiters.popleft()
+                waiter = self._waiters.pop(0)
             except IndexError:  # another setter took it
                 break
             waiter.wake_from_anywhere()

@@ -196,7 +196,9 @@ class RunFilter:
         )
         self._exclude = (
             _names("exclude_names", exclude_names),
-            _names("exclude_tags", exclude_tags) | {"nostream", "langsmith:nostream"},
+            _NEVER_HEARD
+            if exclude_tags is None
+            else _NEVER_HEARD | _names("exclude_tags", exclude_tags),
             _names("exclude_nodes", exclude_nodes),
         )
 
@@ -210,9 +212,13 @@ class RunFilter:
         )
 
 
+_NO_NAMES: frozenset[str] = frozenset()  # one for all: an empty one has its size, too
+_NEVER_HEARD = frozenset(("nostream", "langsmith:nostream"))
+
+
 def _names(option: str, given: object) -> frozenset[str]:
     if given is None:
-        return frozenset()
+        return _NO_NAMES
     names: list[object] | None
     try:
         names = None if isinstance(given, (str, bytes)) else list(cast("Collection[object]", given))
