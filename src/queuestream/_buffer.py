@@ -28,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import threading
 import weakref
 from collections import deque
@@ -63,6 +64,13 @@ BLOCKED: Final = Blocked.BLOCKED
 class Stale(Exception):  # noqa: N818 - an answer, not an error
     """An item was not put, because nobody is to have it any more."""
 
+
+_IS_ORDERED: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether all threads see the changes of a deque and of a list in the same order.
+
+So with the interpreter's lock.  Without it a change is atomic, but another thread may see two
+of them the other way round.
+"""
 
 _Request = Callable[[list[object]], "list[Waiter]"]
 """Something to do under the lock.  It answers whom to wake after the lock is released,
@@ -186,6 +194,7 @@ class Buffer(Generic[T]):
         "_joiners",
         "_lock",
         "_low",
+        "_needs_lock",
         "_putters",
         "_requests",
         "is_closed",
@@ -205,6 +214,8 @@ class Buffer(Generic[T]):
         self.maxsize = checked_maxsize(maxsize)
         self._low = low
         self._join = join
+        # Joining changes items while they wait.
+        self._needs_lock = join is not None or not _IS_ORDERED
         self.items: deque[T] = deque()
         self.peak = 0
         self.unfinished = 0
@@ -236,8 +247,8 @@ class Buffer(Generic[T]):
                 has_ended = self.is_shutdown
                 if has_ended and self._requests:  # what was put past the end, before the end
                     late = self._carry_out()
-                if self.items and not self.is_closed:
-                    item = self.items.popleft()
+                item = BLOCKED if self.is_closed else self._pop()
+                if item is not BLOCKED:
                     if waiter is not None:
                         self._getters.arrive(waiter)
                     woken = self._putters_for_free_slot() if self._putters.waiters else ()
@@ -255,6 +266,12 @@ class Buffer(Generic[T]):
         for one in woken:
             self._wake(one)
         return item
+
+    def _pop(self) -> T | Blocked:
+        try:
+            return self.items.popleft()
+        except IndexError:  # also where there was one a moment ago, see `get_now`
+            return BLOCKED
 
     def _putters_for_free_slot(self) -> list[Waiter]:
         if self._low is None:
@@ -281,14 +298,18 @@ class Buffer(Generic[T]):
                     raise shut_down
                 if is_stale is not None and is_stale():
                     raise Stale
-                if not 0 < self.maxsize <= len(self.items):
+                if not self._is_full():
                     woken = self._append(item)
                 elif self._join is not None and self._join(self.items, item):
                     woken = ()
-                else:
-                    if waiter is not None:
-                        self._putters.line_up(waiter)
+                elif waiter is None:
                     return BLOCKED
+                else:
+                    self._putters.line_up(waiter)
+                    if self._is_full():  # once more, see `get_now`
+                        return BLOCKED
+                    self._putters.leave(waiter)
+                    woken = self._append(item)
                 if waiter is not None:
                     self._putters.arrive(waiter)
         finally:
@@ -299,6 +320,9 @@ class Buffer(Generic[T]):
         for one in woken:
             self._wake(one)
         return None
+
+    def _is_full(self) -> bool:
+        return 0 < self.maxsize <= len(self.items)
 
     def _append(self, item: T) -> Iterable[Waiter]:
         items = self.items
@@ -334,21 +358,28 @@ class Buffer(Generic[T]):
         return True
 
     def get_now(self) -> T | Blocked:
-        """Take the first item if there is one and nothing else to do."""
-        woken: Iterable[Waiter]
+        """Take the first item if there is one and nothing else to do.
+
+        Without the lock, which would cost as much as all the rest; `_IS_ORDERED` says on what
+        that is built.  Nobody else relies on it that an item which is there stays there.  A
+        putter lines up and then looks for a free slot once more, and here a slot is made free
+        before the look at the line: one of the two sees the other.
+        """
+        if self._requests or self.is_closed or self._needs_lock:
+            return BLOCKED
         try:
-            with self._lock:
-                if self._requests or self.is_closed or not self.items:
-                    return BLOCKED
-                item = self.items.popleft()
-                if not self._putters.waiters:
-                    return item
-                woken = self._putters_for_free_slot()
-        finally:
-            if self._requests:
-                self._settle()
-        for one in woken:
-            self._wake(one)
+            item = self.items.popleft()
+        except IndexError:
+            return BLOCKED
+        if self._putters.waiters:
+            try:
+                with self._lock:
+                    woken = self._putters_for_free_slot()
+            finally:
+                if self._requests:
+                    self._settle()
+            for one in woken:
+                self._wake(one)
         return item
 
     def try_join(self, waiter: Waiter | None) -> Blocked | None:
@@ -502,9 +533,11 @@ class Buffer(Generic[T]):
     def _wake_all_at_end(self, dropped: list[object]) -> list[Waiter]:
         woken = self._getters.call_all() + self._putters.call_all()
         if self.is_closed:
-            dropped.append(self.items)
-            self.unfinished = max(0, self.unfinished - len(self.items))
-            self.items = deque()
+            items: list[object] = []
+            while (item := self._pop()) is not BLOCKED:  # each is dropped, or a consumer's
+                items.append(item)
+            dropped.append(items)
+            self.unfinished = max(0, self.unfinished - len(items))
             if not self.unfinished:
                 woken += self._joiners.call_all()
         return woken

@@ -1,7 +1,8 @@
-"""All schedules of small cases, over the boundaries of the buffer's lock and of sleep.
+"""All schedules of small cases: over the boundaries of the buffer's lock and of sleep, and
+over the operations on what is used without the lock, the items and the line of putters.
 
-Between two such boundaries a thread touches nothing that another may change.  A lost
-wake-up shows as a schedule in which nobody can go on; see `tests.support.schedule`.
+Between two such points a thread touches nothing that another may change.  A lost wake-up
+shows as a schedule in which nobody can go on; see `tests.support.schedule`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from queuestream import _buffer
 from queuestream._buffer import Buffer
 from queuestream._wakeups import ThreadWaiter
 from queuestream.mixed_queue import SyncFace
-from tests.support.schedule import explore, sample
+from tests.support.schedule import ScheduledDeque, ScheduledList, explore, sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,8 @@ class Case:
         Case.schedule = schedule
         self.buffer: Buffer[Any] = buffer_class(maxsize, low)
         self.buffer._lock = schedule.lock()  # type: ignore[assignment]
+        self.buffer.items = ScheduledDeque(schedule)
+        self.buffer._putters.waiters = ScheduledList(schedule)
         self.queue = SyncFace(self.buffer)
         self.got: dict[str, list[Any]] = {}
         self.not_put: list[Any] = []
@@ -262,6 +265,13 @@ class WakesNoPutter(Buffer[Any]):
         return super()._putters_for_free_slot() if self.is_shutdown else []
 
 
+class LooksForAFreeSlotOnce(Buffer[Any]):
+    __slots__ = ()
+
+    def _is_full(self) -> bool:
+        return super()._is_full() or bool(self._putters.waiters)
+
+
 class DropsWhatComesPastTheEnd(Buffer[Any]):
     __slots__ = ()
 
@@ -280,6 +290,7 @@ class ForgetsRequestsMadeUnderTheLock(Buffer[Any]):
 PLANTED = [
     (KeepsOneThatGaveUpInLine, put_gives_up),
     (WakesNoPutter, two_and_two),
+    (LooksForAFreeSlotOnce, two_and_two),
     (DropsWhatComesPastTheEnd, past_the_end),
     (ForgetsRequestsMadeUnderTheLock, closing_and_all),
 ]

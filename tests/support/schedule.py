@@ -2,7 +2,8 @@
 
 `HookedLock` is for one interleaving, written down as steps: what happens when the lock is
 wanted, held, about to be released, free.  `explore` is for all of them: it runs a case
-again and again, with one thread at a time and another choice at each boundary of a lock.
+again and again, with one thread at a time and another choice at each boundary of a lock,
+and at each operation on a `ScheduledDeque` or `ScheduledList`.
 A wake-up that is lost shows as a schedule in which nobody can go on.
 """
 
@@ -12,12 +13,22 @@ import random
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["HookedLock", "Schedule", "ScheduledLock", "explore", "sample"]
+__all__ = [
+    "HookedLock",
+    "Schedule",
+    "ScheduledDeque",
+    "ScheduledList",
+    "ScheduledLock",
+    "explore",
+    "sample",
+]
+
+T = TypeVar("T")
 
 Boundary = Literal["wanted", "held", "releasing", "free"]
 
@@ -259,6 +270,45 @@ class ScheduledLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class ScheduledDeque(deque[T]):
+    """A deque that others may change between any two looks at it or changes of it."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self._schedule = schedule
+
+    def __len__(self) -> int:
+        self._schedule.point()
+        return super().__len__()
+
+    def append(self, item: T) -> None:
+        """Do what `deque` does."""
+        self._schedule.point()
+        super().append(item)
+
+    def popleft(self) -> T:
+        """Do what `deque` does."""
+        self._schedule.point()
+        return super().popleft()
+
+
+class ScheduledList(list[T]):
+    """A list, as `ScheduledDeque`."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self._schedule = schedule
+
+    def __len__(self) -> int:
+        self._schedule.point()
+        return super().__len__()
+
+    def append(self, item: T) -> None:
+        """Do what `list` does."""
+        self._schedule.point()
+        super().append(item)
 
 
 def explore(
