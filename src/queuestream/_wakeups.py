@@ -342,17 +342,24 @@ def current_loop() -> object | None:
         return None
 
 
+def _loop_of_asyncio_task() -> asyncio.AbstractEventLoop | None:
+    """The loop, if the caller is a task of asyncio.
+
+    To ask anyio would cost as much as all the rest of a wait.  Where trio is asyncio's guest,
+    the loop runs, and no task of it.
+    """
+    loop = running_asyncio_loop()
+    return None if loop is None or asyncio.current_task(loop) is None else loop
+
+
 def async_waiter() -> AsyncWaiter:
     """A waiter for the running task.
 
     Raises:
         RuntimeError: If neither asyncio nor trio runs in this thread.
     """
-    # Asking anyio costs as much as all the rest of a wait.  Where trio is asyncio's guest, the
-    # loop runs, and no task of it.
-    running = running_asyncio_loop()
-    if running is not None and asyncio.current_task(running) is not None:
-        return _AsyncioWaiter(running)
+    if (asyncio_loop := _loop_of_asyncio_task()) is not None:
+        return _AsyncioWaiter(asyncio_loop)
     loop = anyio.lowlevel.current_token().native_token
     if isinstance(loop, asyncio.AbstractEventLoop):
         return _AsyncioWaiter(loop)
@@ -372,7 +379,10 @@ def must_yield() -> bool:
 
 async def end_turn() -> None:
     """Let the loop's other tasks run."""
-    await anyio.lowlevel.checkpoint()
+    if _loop_of_asyncio_task() is None:
+        await anyio.lowlevel.checkpoint()
+    else:
+        await asyncio.sleep(0)
     _here.turn.left = TURN
 
 
