@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from queuestream._checks import checked_count
 from queuestream._token_queue import logger
@@ -16,6 +17,22 @@ if TYPE_CHECKING:
     from queuestream.events import About
 
 __all__ = ["DebugStreamHandler"]
+
+
+class _Known:
+    """What is known of a run.
+
+    Its id is a copy, or what is kept of a run that never reports its end would be kept as
+    long as this is, and the log.
+    """
+
+    __slots__ = ("metadata", "name", "run_id", "tags")
+
+    def __init__(self, about: About) -> None:
+        self.run_id = None if about.run_id is None else UUID(int=about.run_id.int)
+        self.name = about.name
+        self.tags = about.tags
+        self.metadata = about.metadata
 
 
 class DebugStreamHandler(StreamHandler):
@@ -79,10 +96,10 @@ class DebugStreamHandler(StreamHandler):
             "duration": self._last - self._first,
         }
 
-    def _new_state(self, about: About) -> About:
-        return about
+    def _new_state(self, about: About) -> _Known:
+        return _Known(about)
 
-    def _texts_of_token(self, state: About, token: str) -> Iterable[str]:
+    def _texts_of_token(self, state: _Known, token: str) -> Iterable[str]:
         number = self._tokens
         self._last = time.monotonic()
         if not number:
