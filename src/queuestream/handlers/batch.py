@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -33,20 +34,20 @@ class _Batch:
         run_id: The run's id, as long as LangChain has a use for it.
         tokens: The tokens that wait.
         since: When the first of them came, by the monotonic clock.
-        is_timed: Whether a timer is set.
+        alarm: What a timer is to do, if one is set.
         turns: Orders the deliveries of the run and of its timer.
         error: What a timed delivery raised, for the run to raise.
     """
 
-    __slots__ = ("__weakref__", "error", "is_timed", "run_id", "since", "tokens", "turns")
+    __slots__ = ("__weakref__", "alarm", "error", "run_id", "since", "tokens", "turns")
 
     def __init__(self, run_id: UUID | None) -> None:
         self.run_id = run_id
         self.tokens: list[str] = []
         self.since = 0.0
-        self.is_timed = False
+        self.alarm: _Alarm | None = None
         self.turns = Turns()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def add(self, token: str) -> None:
         if not self.tokens:
@@ -54,9 +55,15 @@ class _Batch:
         self.tokens.append(token)
 
     def take(self) -> Iterable[str]:
-        """All that waits, joined; nothing if nothing does."""
-        tokens, self.tokens = self.tokens, []
+        """All that waits, joined; nothing if nothing does.  In turn; more may come meanwhile."""
+        tokens = self.tokens.copy()
+        del self.tokens[: len(tokens)]
         return ("".join(tokens),) if tokens else ()
+
+    def stop_alarm(self) -> None:
+        if self.alarm is not None:
+            self.alarm.stop()
+            self.alarm = None
 
     def raise_late(self) -> None:
         error, self.error = self.error, None
@@ -139,29 +146,40 @@ class BatchStreamHandler(StreamHandler):
 
     flush: Any = dual(_flush, _flush_in_task)
 
-    # -- with max_delay, a run and its timer take turns ----------------------------------------
+    # -- a run, its timer and whoever calls flush take turns to deliver --------------------------
 
     def _receive(self, token: str, run_id: UUID | None, details: dict[str, Any]) -> None:
-        if self.max_delay is None or not token:
-            super()._receive(token, run_id, details)
+        if not token or self._only_waits(token, run_id, details):
             return
         state: _Batch = self._state_of(run_id, details)
         with state.turns.in_thread():
             state.raise_late()
             super()._receive(token, run_id, details)
-        self._set_timer(state)
+            self._set_alarm(state)
 
     async def _receive_in_task(
         self, token: str, run_id: UUID | None, loop: object, details: dict[str, Any]
     ) -> None:
-        if self.max_delay is None or not token:
-            await super()._receive_in_task(token, run_id, loop, details)
+        if not token or self._only_waits(token, run_id, details):
             return
         state: _Batch = self._state_of(run_id, details)
         async with state.turns.in_task():
             state.raise_late()
             await super()._receive_in_task(token, run_id, loop, details)
-        self._set_timer(state)
+            self._set_alarm(state)
+
+    def _only_waits(self, token: str, run_id: UUID | None, details: dict[str, Any]) -> bool:
+        """Whether a token brings no delivery about, and no alarm; it is taken, then.
+
+        A turn costs more than all the rest.
+        """
+        if self.max_delay is not None:
+            return False
+        state: _Batch = self._state_of(run_id, details)
+        if len(state.tokens) + 1 >= self.batch_size:
+            return False
+        state.add(token)
+        return True
 
     def _finish(self, run_id: UUID | None, response: LLMResult | None) -> None:
         state: _Batch | None = self._open_state(run_id)
@@ -169,6 +187,7 @@ class BatchStreamHandler(StreamHandler):
             super()._finish(run_id, response)
             return
         with state.turns.in_thread():
+            state.stop_alarm()
             super()._finish(run_id, response)
         state.raise_late()
 
@@ -180,33 +199,37 @@ class BatchStreamHandler(StreamHandler):
             await super()._finish_in_task(run_id, loop, response)
             return
         async with state.turns.in_task():
+            state.stop_alarm()
             await super()._finish_in_task(run_id, loop, response)
         state.raise_late()
 
-    def _set_timer(self, state: _Batch) -> None:
-        """See to it that what waits does not wait too long.
+    # -- with max_delay, what waits is delivered by a timer, too ---------------------------------
 
-        One timer at a time: it finds out for itself whether what it was set for still waits.
+    def _set_alarm(self, state: _Batch) -> None:
+        """See to it that what waits does not wait too long.  In turn.
+
+        One alarm at a time: it finds out for itself whether what it was set for still waits.
         """
-        assert self.max_delay is not None
-        if state.is_timed or not state.tokens:
+        if self.max_delay is None or state.alarm is not None or not state.tokens:
             return
-        state.is_timed = True
         delay = max(0.0, state.since + self.max_delay - monotonic())
         context = without_turns()
         loop = running_asyncio_loop()
         if loop is not None:
-            loop.call_later(delay, self._time_is_up, state, loop, context=context)
+            time_is_up = partial(self._time_is_up, state, loop)
+            state.alarm = _Alarm(lambda: context.run(time_is_up))
+            state.alarm.set(delay)
             return
 
-        def set_there() -> None:
-            start = partial(start_daemon, f"{RUN_THREAD}'s late batch", deliver)
-            asyncio.get_running_loop().call_later(delay, start)
-
         def deliver() -> None:
-            context.run(self._deliver_late, state)
+            try:
+                context.run(self._deliver_late, state)
+            except BaseException as error:  # the run is stopped; nobody would hear of it here
+                state.error = error
 
-        on_background_loop(set_there, lambda _: None)
+        alarm = _Alarm(partial(start_daemon, f"{RUN_THREAD}'s late batch", deliver))
+        state.alarm = alarm
+        on_background_loop(partial(alarm.set, delay), lambda _: None)
 
     def _time_is_up(self, state: _Batch, loop: asyncio.AbstractEventLoop) -> None:
         if not self.may_wait:
@@ -223,7 +246,7 @@ class BatchStreamHandler(StreamHandler):
                     self._deliver(text, state.run_id)
             except Exception as error:
                 self._note_late(state, error)
-        self._set_timer(state)
+            self._set_alarm(state)
 
     async def _deliver_late_in_task(self, state: _Batch, loop: object) -> None:
         async with state.turns.in_task():
@@ -232,11 +255,11 @@ class BatchStreamHandler(StreamHandler):
                     await self._deliver_in_task(text, state.run_id, loop)
             except Exception as error:
                 self._note_late(state, error)
-        self._set_timer(state)
+            self._set_alarm(state)
 
     def _take_late(self, state: _Batch) -> Iterable[str]:
         assert self.max_delay is not None
-        state.is_timed = False
+        state.alarm = None
         return state.take() if state.since + self.max_delay <= monotonic() else ()
 
     def _note_late(self, state: _Batch, error: Exception) -> None:
@@ -244,6 +267,31 @@ class BatchStreamHandler(StreamHandler):
             state.error = error
         else:
             logger.error("%s: a late delivery failed", type(self).__name__, exc_info=error)
+
+
+class _Alarm:
+    """What a timer is to do, once; nothing if it was stopped before that.
+
+    A timer cannot be taken back from any thread.  It need not be, as it keeps nothing then.
+    """
+
+    __slots__ = ("_work",)
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work: Callable[[], object] | None = work
+
+    def set(self, delay: float) -> None:
+        """Set the timer, on the loop that runs here."""
+        nothing = contextvars.Context()  # else it keeps the caller's
+        asyncio.get_running_loop().call_later(delay, self._ring, context=nothing)
+
+    def stop(self) -> None:
+        self._work = None
+
+    def _ring(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work()
 
 
 _late: set[asyncio.Task[None]] = set()  # a loop refers to its tasks only weakly
