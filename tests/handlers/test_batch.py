@@ -32,6 +32,7 @@ from tests.support.models import ScriptedChatModel, silent_model, tokens
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
 A_LITTLE = 0.005
 """Seconds: a delay that is waited for."""
@@ -115,17 +116,13 @@ def turns_that_tell(received: Stalling, monkeypatch: pytest.MonkeyPatch) -> thre
             if received.inside:
                 asked.set()
 
-        @contextmanager
-        def in_thread(self) -> Iterator[None]:
+        def in_thread(self, *, waits: bool = True) -> AbstractContextManager[None]:
             self._note()
-            with super().in_thread():
-                yield
+            return super().in_thread(waits=waits)
 
-        @asynccontextmanager
-        async def in_task(self) -> AsyncIterator[None]:
+        def in_task(self, *, waits: bool = True) -> AbstractAsyncContextManager[None]:
             self._note()
-            async with super().in_task():
-                yield
+            return super().in_task(waits=waits)
 
     monkeypatch.setattr(batch, "Turns", Telling)
     return asked

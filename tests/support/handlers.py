@@ -118,8 +118,9 @@ class Screen:
 
     @property
     def text(self) -> str:
-        """What is to be read now, without the blanks at the end of the line."""
-        return "".join(self._cells[: self._cursor]) + "".join(self._cells[self._cursor :]).rstrip()
+        """What is to be read now: up to the cursor, and beyond it what is no blank."""
+        beyond = "".join(self._cells[self._cursor :]).rstrip()
+        return "".join(self._cells[: self._cursor]) + beyond
 
     def write(self, text: str) -> None:
         """Write what an ``on_token`` is given."""

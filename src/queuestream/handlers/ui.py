@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from queuestream.handlers._turns import Turns
+from queuestream._wakeups import running_asyncio_loop
+from queuestream.handlers._turns import Turns, may_wait
 from queuestream.handlers.base import StreamHandler
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class UIFriendlyHandler(StreamHandler):
     The indicator is delivered as a text of its own when the run starts, and erased before
     the first token, or at the end of a run that has none: each of its characters by
     ``"\b \b"``, as a terminal wants it.  Runs that go on at the same time share the screen:
-    there is one indicator, and no text is ever put behind it.
+    there is one indicator, and no text is ever put behind it.  (One exception: synchronous
+    code on a loop's own thread does not wait for its turn there, see `StreamHandler`.)
 
     >>> from langchain_core.language_models import FakeListChatModel
     >>> shown = []
@@ -68,54 +70,58 @@ class UIFriendlyHandler(StreamHandler):
     def _new_state(self, about: About) -> object:
         return object()
 
+    # What is said of the screen is said when it is so: these go on after each delivery, and are
+    # dropped if that fails.
+
     def _texts_at_start(self, state: object) -> Iterable[str]:
         if not self.typing_indicator:
-            return ()
+            return
         self._silent.add(state)
-        return () if self._is_shown else self._show()
+        if not self._is_shown:
+            yield INDICATOR
+            self._is_shown = True
 
     def _texts_of_token(self, state: object, token: str) -> Iterable[str]:
         self._silent.discard(state)
-        return (*self._erase(), token)
+        yield from self._erase()
+        yield token
 
     def _texts_at_end(self, state: object, response: LLMResult | None) -> Iterable[str]:
         self._silent.discard(state)
-        return () if self._silent else self._erase()
-
-    def _show(self) -> Iterable[str]:
-        self._is_shown = True
-        return (INDICATOR,)
+        if not self._silent:
+            yield from self._erase()
 
     def _erase(self) -> Iterable[str]:
-        was_shown, self._is_shown = self._is_shown, False
-        return (_ERASE,) if was_shown else ()
+        if self._is_shown:
+            yield _ERASE
+            self._is_shown = False
 
     # All in turn, or an indicator and its end could overtake each other.
 
     def _begin(self, about: About) -> None:
-        with self._turns.in_thread():
+        with self._turns.in_thread(waits=may_wait(self, about.run_id)):
             super()._begin(about)
 
     async def _begin_in_task(self, about: About, loop: object) -> None:
-        async with self._turns.in_task():
+        async with self._turns.in_task(waits=running_asyncio_loop() is loop):
             await super()._begin_in_task(about, loop)
 
     def _receive(self, token: str, run_id: UUID | None, details: dict[str, Any]) -> None:
-        with self._turns.in_thread():
+        with self._turns.in_thread(waits=may_wait(self, run_id)):
             super()._receive(token, run_id, details)
 
     async def _receive_in_task(
         self, token: str, run_id: UUID | None, loop: object, details: dict[str, Any]
     ) -> None:
-        async with self._turns.in_task():
+        async with self._turns.in_task(waits=running_asyncio_loop() is loop):
             await super()._receive_in_task(token, run_id, loop, details)
 
     def _finish(self, run_id: UUID | None, response: LLMResult | None) -> None:
-        with self._turns.in_thread():
+        with self._turns.in_thread(waits=may_wait(self, run_id)):
             super()._finish(run_id, response)
 
     async def _finish_in_task(
         self, run_id: UUID | None, loop: object, response: LLMResult | None
     ) -> None:
-        async with self._turns.in_task():
+        async with self._turns.in_task(waits=running_asyncio_loop() is loop):
             await super()._finish_in_task(run_id, loop, response)
