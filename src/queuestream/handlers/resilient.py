@@ -28,12 +28,18 @@ _LONGEST = 60.0
 
 
 class _Kept:
-    """The text of one run that could not be delivered yet."""
+    """What could not be delivered yet, of one run.
 
-    __slots__ = ("__weakref__", "text")
+    Attributes:
+        text: That.
+        joined: What of it is in the delivery that goes on.
+    """
+
+    __slots__ = ("__weakref__", "joined", "text")
 
     def __init__(self) -> None:
         self.text = ""
+        self.joined = ""
 
 
 class ResilientStreamHandler(StreamHandler):
@@ -58,7 +64,8 @@ class ResilientStreamHandler(StreamHandler):
     ['Hi']
 
     Args:
-        on_token: See `StreamHandler`.
+        on_token: See `StreamHandler`.  Have the function itself here, and other handlers around
+            this one: what they have joined or counted would be so again at each try.
         max_retries: How often a delivery is tried again after it failed.
         backoff: Seconds to wait before the first retry; twice as long before each that
             follows, up to a minute, and up to ``backoff`` more at random.
@@ -81,7 +88,7 @@ class ResilientStreamHandler(StreamHandler):
         ValueError: If ``max_retries`` or ``backoff`` is negative or ``on_exhausted`` none of the
             above.
 
-    **Cancellation**: ends the waiting; the token counts as not delivered.
+    **Cancellation**: ends the waiting for the next try, as if the one before had been the last.
 
     **Thread safety**: as of `StreamHandler`.
     """
@@ -131,23 +138,64 @@ class ResilientStreamHandler(StreamHandler):
         return _Kept()
 
     def _texts_of_token(self, state: _Kept, token: str) -> Iterable[str]:
-        text, state.text = state.text + token, ""
-        return (text,)
+        state.joined, state.text = state.text, ""
+        return (state.joined + token,)
 
     def _texts_at_end(self, state: _Kept, response: LLMResult | None) -> Iterable[str]:
         return (state.text,) if state.text else ()
 
     def _deliver(self, text: str, run_id: UUID | None) -> None:
+        failure: Exception | None = None  # of the try before, while the next is waited for
+        deliver = super()._deliver
+
+        def attempt() -> None:
+            nonlocal failure
+            failure = None
+            try:
+                deliver(text, run_id)
+            except self.retry_on as error:
+                failure = error
+                raise
+
         try:
-            self._retrying(super()._deliver, text, run_id)
+            self._retrying(attempt)
         except self.retry_on as error:
             self._exhausted(text, run_id, error)
+        except BaseException as error:
+            self._broken_off(text, run_id, error, failure)
+            raise
 
     async def _deliver_in_task(self, text: str, run_id: UUID | None, loop: object) -> None:
+        failure: Exception | None = None
+        deliver = super()._deliver_in_task
+
+        async def attempt() -> None:
+            nonlocal failure
+            failure = None
+            try:
+                await deliver(text, run_id, loop)
+            except self.retry_on as error:
+                failure = error
+                raise
+
         try:
-            await self._retrying_in_task(super()._deliver_in_task, text, run_id, loop)
+            await self._retrying_in_task(attempt)
         except self.retry_on as error:
             self._exhausted(text, run_id, error)
+        except BaseException as error:
+            self._broken_off(text, run_id, error, failure)
+            raise
+
+    def _broken_off(
+        self, text: str, run_id: UUID | None, error: BaseException, failure: Exception | None
+    ) -> None:
+        """A delivery came to no end, or to one that is not worth another try."""
+        state: _Kept | None = self._open_state(run_id)
+        if failure is not None:
+            if self.on_exhausted != "raise":
+                self._exhausted(text, run_id, failure)
+        elif state is not None and isinstance(error, Exception):
+            state.text = state.joined  # the error is the token's, not of what was kept before it
 
     def _exhausted(self, text: str, run_id: UUID | None, error: Exception) -> None:
         """The last try has failed."""
