@@ -88,7 +88,8 @@ class ManagedStreamHandler(StreamHandler):
         try:
             waiting = _method(resource, "close", "aclose")()
             if inspect.isawaitable(waiting):
-                self.finish_in_thread(awaited(waiting))
+                # One that may not run is closed, not what it is wrapped in.
+                self.finish_in_thread(waiting if inspect.iscoroutine(waiting) else awaited(waiting))
         except BaseException as failure:
             return _logged(failure, resource)
         return None

@@ -104,7 +104,8 @@ class _SafeStreamHandler(StreamHandler):
         try:
             waiting: Any = self._on_error(error)
             if inspect.isawaitable(waiting):
-                self.finish_in_thread(awaited(waiting))
+                # One that may not run is closed, not what it is wrapped in.
+                self.finish_in_thread(waiting if inspect.iscoroutine(waiting) else awaited(waiting))
         except Exception:
             logger.exception("an exception in on_error %r", self._on_error)
 
