@@ -113,8 +113,8 @@ def test_not_before_the_end_of_the_block() -> None:
     with ManagedStreamHandler(received.on_token, file) as handler:
         for _ in range(2):
             EchoChatModel().invoke("a", {"callbacks": [handler]})
-        assert not file.closed
-    assert file.closed
+        was_closed = file.closed
+    assert (was_closed, file.closed) == (False, True)
     assert received.texts == answer("a") * 2
 
 

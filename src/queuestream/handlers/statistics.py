@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from queuestream._messages import token_counts_of_result
 from queuestream.handlers.base import StreamHandler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from uuid import UUID
 
     from langchain_core.outputs import LLMResult
 
@@ -68,6 +70,7 @@ class RunStatistics:
         else:
             self._gaps.append(now - self._last_time)
         self._last_time = now
+        self._end_time = None  # see `StatisticsStreamHandler._new_state`
         self.token_count += 1
 
     def note_end(self, response: LLMResult | None) -> None:
@@ -151,9 +154,12 @@ class StatisticsStreamHandler(StreamHandler):
     **Thread safety**: as of `StreamHandler`; any thread may look at any time.
     """
 
+    holds_back = True  # the end of a run, which LangChain does not report if it is cancelled
+
     def __init__(self, on_token: Callable[[str], object], *, raise_error: bool = False) -> None:
         super().__init__(on_token, raise_error=raise_error)
         self._runs: deque[RunStatistics] = deque(maxlen=_RUNS)
+        self._by_id: WeakKeyDictionary[UUID, RunStatistics] = WeakKeyDictionary()
 
     @property
     def runs(self) -> tuple[RunStatistics, ...]:
@@ -218,8 +224,13 @@ class StatisticsStreamHandler(StreamHandler):
         return "no tokens yet" if run is None else run.summary()
 
     def _new_state(self, about: About) -> RunStatistics:
-        run = RunStatistics(about.name)
-        self._runs.append(run)
+        # A run whose task has ended may as well go on in another one.
+        run = None if about.run_id is None else self._by_id.get(about.run_id)
+        if run is None:
+            run = RunStatistics(about.name)
+            self._runs.append(run)
+            if about.run_id is not None:
+                self._by_id[about.run_id] = run
         return run
 
     def _texts_of_token(self, state: RunStatistics, token: str) -> Iterable[str]:
