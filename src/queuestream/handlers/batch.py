@@ -89,7 +89,8 @@ class BatchStreamHandler(StreamHandler):
         batch_size: The number of tokens in a batch; the last one may have fewer.
         max_delay: Seconds after which a token is delivered, though its batch be incomplete;
             never, if None.  Where the model is silent that happens without it: on the loop
-            of an asynchronous run, else in a thread.
+            of an asynchronous run, else in a thread.  Synchronous code on a loop's own thread
+            holds that up, too.
         raise_error: As of `StreamHandler`.  An error in a delivery that ``max_delay`` brought
             about ends the run at its next token.
 
