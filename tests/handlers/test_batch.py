@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import gc
 import threading
+import weakref
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from time import monotonic
@@ -214,6 +217,33 @@ def test_flush_of_all_runs() -> None:
         handler("c")
         handler.flush()
         assert sorted(received.texts) == ["a", "b", "c"]
+
+
+@PLAIN_AND_COROUTINE
+def test_a_flush_is_the_runs_for_a_handler_within(*, is_async: bool) -> None:
+    """Hazard: what it is given comes from no run, and so no end of a run delivers it."""
+    received = Received(is_async=is_async)
+    model = silent_model("a", "b")
+    handler = BatchStreamHandler(BatchStreamHandler(received.on_token, 99), 99)
+    with running(model, handler):
+        eventually(lambda: gate_of(model).waiting)
+        handler.flush()
+        assert received.texts == []
+    assert received.texts == ["abnever"]
+
+    async def main() -> None:
+        received.texts.clear()
+        model = silent_model("a", "b")
+        handler = BatchStreamHandler(BatchStreamHandler(received.on_token, 99), 99)
+        async with running_in_task(model, handler):
+            await eventually_async(lambda: gate_of(model).waiting)
+            if is_async:
+                await handler.flush()
+            else:
+                handler.flush()
+
+    asyncio.run(main())
+    assert received.texts == ["abnever"]
 
 
 @PLAIN_AND_COROUTINE
@@ -608,6 +638,52 @@ def test_an_alarm_that_rings_after_the_end(clock: Clock, *, is_async: bool) -> N
         eventually(lambda: clock.due)
     assert made == []
     assert received.texts == ["".join(answer(prompt)) for prompt in "abc"]
+
+
+class _Big:
+    """Something that a caller has in its context."""
+
+
+_of_the_caller: contextvars.ContextVar[Any] = contextvars.ContextVar("of the caller")
+
+
+@INVOKE_AND_AINVOKE
+def test_nothing_is_kept_until_an_alarm_would_have_rung(way: Way) -> None:
+    """Promise 9.  Hazard: the timer has the handler, the run or the caller's context till then.
+
+    The run has ended; the loop that has the timer goes on.
+    """
+    kept: list[weakref.ref[Any]] = []
+
+    def make() -> tuple[Any, BatchStreamHandler]:
+        big = _Big()
+        handler = BatchStreamHandler(lambda _: None, 99, max_delay=LONG)
+        kept.extend([weakref.ref(big), weakref.ref(handler)])
+        _of_the_caller.set(big)
+        return EchoChatModel(), handler
+
+    def run() -> None:
+        model, handler = make()
+        model.invoke("a", with_handler(handler))
+
+    async def run_in_task() -> None:
+        model, handler = make()
+        await model.ainvoke("a", with_handler(handler))
+
+    def is_gone() -> bool:
+        gc.collect()
+        return all(ref() is None for ref in kept)
+
+    async def main() -> None:
+        await asyncio.create_task(run_in_task())
+        await eventually_async(is_gone)
+
+    if way.is_async:
+        asyncio.run(main())
+    else:
+        contextvars.copy_context().run(run)
+        eventually(is_gone)
+    assert len(kept) == 2
 
 
 @pytest.mark.parametrize("way", ["thread", "task"])

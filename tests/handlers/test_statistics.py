@@ -236,6 +236,7 @@ def test_a_run_that_goes_on_in_other_tasks(clock: Clock) -> None:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         clock.now += 1
+        assert handler.runs[0].duration == len(answer("a"))  # it goes on
         async for _ in chunks:
             pass
 

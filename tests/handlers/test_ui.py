@@ -283,6 +283,21 @@ def test_a_run_that_starts_in_the_middle_of_another_ones_answer() -> None:
     assert received.shown.count(" ") == 2 * LENGTH - 1
 
 
+def test_a_run_that_fails_in_the_middle_of_another_ones_answer() -> None:
+    """Hazard: the other one, which has had its first token, counts as one that is waited for."""
+    received = Received()
+    model = EchoChatModel(gate=Gate(1))
+    handler = UIFriendlyHandler(received.on_token)
+    thread = threading.Thread(target=model.invoke, args=("a", with_handler(handler)))
+    thread.start()
+    eventually(lambda: gate_of(model).waiting)
+    with pytest.raises(ValueError, match="no"):
+        EchoChatModel(failure=ValueError("no"), fail_at=0).invoke("b", with_handler(handler))
+    assert received.texts == [INDICATOR, ERASE, "a0 ", INDICATOR, ERASE]
+    gate_of(model).open()
+    thread.join(10)
+
+
 class Once(Received):
     """Sees to it that it is called by one run at a time, and writes to a screen."""
 
