@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from langchain_core.messages import AIMessageChunk
 from langchain_core.runnables import RunnableParallel
 
-from queuestream.handlers import UIFriendlyHandler
+from queuestream.handlers import UIFriendlyHandler, ui
+from queuestream.handlers._turns import Turns
 from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.handlers import (
     INVOKE_AND_AINVOKE,
@@ -27,6 +29,9 @@ from tests.support.handlers import (
     step_async,
 )
 from tests.support.models import ScriptedChatModel, WholeAnswerChatModel, silent_model
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 INDICATOR = "⋯"
 ERASE = "\b \b"
@@ -296,6 +301,64 @@ def test_a_run_that_fails_in_the_middle_of_another_ones_answer() -> None:
     assert received.texts == [INDICATOR, ERASE, "a0 ", INDICATOR, ERASE]
     gate_of(model).open()
     thread.join(10)
+
+
+@pytest.mark.parametrize("event", ["start", "token", "end"])
+def test_each_event_waits_for_its_turn(event: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard: one run's indicator or token comes between another one's.  The schedule is forced:
+
+    1. run a stands still in ``on_token``: with the indicator, or with its first token;
+    2. run b starts, has a token, or fails: it is seen to ask for its turn, and not to get it;
+    3. a goes on, then b.
+    """
+    gate = Gate()
+    asked = threading.Event()
+    inside: list[str] = []
+    most: list[int] = []
+    stops_at = INDICATOR if event == "start" else "a0 "
+
+    def on_token(text: str) -> None:
+        inside.append(text)
+        most.append(len(inside))
+        if text == stops_at:
+            gate.wait()
+        inside.remove(text)
+
+    class Telling(Turns):
+        def in_thread(self, *, waits: bool = True) -> AbstractContextManager[None]:
+            if stops_at in inside:
+                asked.set()
+            return super().in_thread(waits=waits)
+
+    monkeypatch.setattr(ui, "Turns", Telling)
+    handler = UIFriendlyHandler(on_token)
+    a, b = EchoChatModel(gate=Gate()), EchoChatModel(gate=Gate())
+    if event == "end":
+        b.failure, b.fail_at = ValueError("no"), 0
+
+    def run(model: EchoChatModel, prompt: str) -> None:
+        with contextlib.suppress(ValueError):
+            model.invoke(prompt, with_handler(handler))
+
+    threads = [threading.Thread(target=run, args=each) for each in ((a, "a"), (b, "b"))]
+    threads[0].start()
+    if event != "start":
+        eventually(lambda: gate_of(a).waiting)
+        threads[1].start()
+        eventually(lambda: gate_of(b).waiting)
+        step(a)
+    eventually(lambda: gate.waiting)
+    if event == "start":
+        threads[1].start()
+    else:
+        step(b)
+    assert asked.wait(5), "nobody asked for a turn"
+    gate.open()
+    for model in (a, b):
+        gate_of(model).open()
+    for thread in threads:
+        thread.join(10)
+    assert max(most) == 1
 
 
 class Once(Received):
