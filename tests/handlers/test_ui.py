@@ -304,17 +304,23 @@ def test_a_run_that_fails_in_the_middle_of_another_ones_answer() -> None:
 
 
 @pytest.mark.parametrize("event", ["start", "token", "end"])
-def test_each_event_waits_for_its_turn(event: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_in_task", [False, True], ids=["thread", "task"])
+def test_each_event_waits_for_its_turn(
+    event: str, monkeypatch: pytest.MonkeyPatch, *, is_in_task: bool
+) -> None:
     """Hazard: one run's indicator or token comes between another one's.  The schedule is forced:
 
     1. run a stands still in ``on_token``: with the indicator, or with its first token;
     2. run b starts, has a token, or fails: it is seen to ask for its turn, and not to get it;
     3. a goes on, then b.
+
+    A plain ``on_token`` needs no loop to come to its end, so that a loop waits for it as well.
     """
     gate = Gate()
     asked = threading.Event()
     inside: list[str] = []
     most: list[int] = []
+    told: list[bool] = []
     stops_at = INDICATOR if event == "start" else "a0 "
 
     def on_token(text: str) -> None:
@@ -326,6 +332,7 @@ def test_each_event_waits_for_its_turn(event: str, monkeypatch: pytest.MonkeyPat
 
     class Telling(Turns):
         def in_thread(self, *, waits: bool = True) -> AbstractContextManager[None]:
+            told.append(waits)
             if stops_at in inside:
                 asked.set()
             return super().in_thread(waits=waits)
@@ -338,7 +345,10 @@ def test_each_event_waits_for_its_turn(event: str, monkeypatch: pytest.MonkeyPat
 
     def run(model: EchoChatModel, prompt: str) -> None:
         with contextlib.suppress(ValueError):
-            model.invoke(prompt, with_handler(handler))
+            if is_in_task and model is b:
+                asyncio.run(model.ainvoke(prompt, with_handler(handler)))
+            else:
+                model.invoke(prompt, with_handler(handler))
 
     threads = [threading.Thread(target=run, args=each) for each in ((a, "a"), (b, "b"))]
     threads[0].start()
@@ -359,6 +369,7 @@ def test_each_event_waits_for_its_turn(event: str, monkeypatch: pytest.MonkeyPat
     for thread in threads:
         thread.join(10)
     assert max(most) == 1
+    assert all(told)
 
 
 class Once(Received):
