@@ -648,7 +648,8 @@ _of_the_caller: contextvars.ContextVar[Any] = contextvars.ContextVar("of the cal
 
 
 @INVOKE_AND_AINVOKE
-def test_nothing_is_kept_until_an_alarm_would_have_rung(way: Way) -> None:
+@PLAIN_AND_COROUTINE
+def test_nothing_is_kept_until_an_alarm_would_have_rung(way: Way, *, is_async: bool) -> None:
     """Promise 9.  Hazard: the timer has the handler, the run or the caller's context till then.
 
     The run has ended; the loop that has the timer goes on.
@@ -657,7 +658,8 @@ def test_nothing_is_kept_until_an_alarm_would_have_rung(way: Way) -> None:
 
     def make() -> tuple[Any, BatchStreamHandler]:
         big = _Big()
-        handler = BatchStreamHandler(lambda _: None, 99, max_delay=LONG)
+        on_token = Received(is_async=is_async).on_token
+        handler = BatchStreamHandler(on_token, 99, max_delay=LONG)
         kept.extend([weakref.ref(big), weakref.ref(handler)])
         _of_the_caller.set(big)
         return EchoChatModel(), handler
