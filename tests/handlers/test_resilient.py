@@ -414,13 +414,16 @@ def test_cancelled_while_it_waits(on_exhausted: Any, *, is_async: bool, is_mende
         assert handler.dropped_count == (1 if on_exhausted == "drop" else 0)
 
 
-def test_cancelled_in_the_callback() -> None:
+@pytest.mark.parametrize("failures", [0, 1])
+def test_cancelled_in_the_callback(failures: int) -> None:
     """Promise 1.  Hazard: what may have been delivered is delivered again."""
-    sent: list[str] = []
+    tried: list[str] = []
     gate = Gate()
 
     async def on_token(text: str) -> None:
-        sent.append(text)
+        tried.append(text)
+        if len(tried) <= failures:
+            raise ConnectionError("broken")
         await gate.wait_async()
 
     async def main() -> None:
@@ -433,7 +436,30 @@ def test_cancelled_in_the_callback() -> None:
         await eventually_async(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
     asyncio.run(main())
-    assert sent == ["a0 "]
+    assert tried == ["a0 "] * (failures + 1)
+
+
+@INVOKE_AND_AINVOKE
+@PLAIN_AND_COROUTINE
+def test_another_exception_after_one_that_was_tried_again(way: Way, *, is_async: bool) -> None:
+    """Hazard: the first exception is taken for the last, and the bad token kept for ever."""
+
+    class Worse(Flaky):
+        def _plain(self, text: str) -> None:
+            if self.tries.count(text):
+                self.error = ValueError("worse")
+            super()._plain(text)
+
+    flaky = Worse(only("t1 "), is_async=is_async)
+    handler: list[ResilientStreamHandler] = []
+
+    def make() -> ResilientStreamHandler:
+        handler.append(ResilientStreamHandler(flaky.on_token, backoff=0))
+        return handler[0]
+
+    way.run(ScriptedChatModel(tokens=tokens(3)), make)
+    assert flaky.tries == ["t0 ", "t1 ", "t1 ", "t2 "]
+    assert (handler[0].dropped_count, handler[0].undelivered) == (0, "")
 
 
 def test_interrupted_while_it_sleeps() -> None:
