@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from langchain_core.messages import AIMessageChunk
-from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatResult, Generation, LLMResult
 
 from queuestream.handlers import (
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from langchain_core.messages import BaseMessage
+    from langchain_core.messages.ai import UsageMetadata
     from langchain_core.outputs import ChatGenerationChunk
 
     from tests.support.server import ReplayServer
@@ -68,9 +68,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def usage(prompt: int, completion: int) -> UsageMetadata:
     """Return usage as LangChain has it."""
-    return UsageMetadata(  # type: ignore[no-any-return,typeddict-item] # the details may be left out
-        input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion
-    )
+    counts = {
+        "input_tokens": prompt,
+        "output_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+    return cast("UsageMetadata", counts)
 
 
 class Ticking(ScriptedChatModel):
