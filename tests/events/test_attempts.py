@@ -33,7 +33,7 @@ from queuestream.errors import StreamClosedError
 from tests.support.callbacks import RunLog
 from tests.support.consumers import in_another_thread, pairings
 from tests.support.gates import Gate, eventually
-from tests.support.models import ScriptedChatModel, WholeAnswerChatModel, tokens
+from tests.support.models import ScriptedChatModel, WholeAnswerChatModel, tokens, usage
 from tests.support.streams import (
     DEFAULT_CASES,
     STREAM_CASES,
@@ -473,10 +473,8 @@ def test_what_is_not_heard_makes_no_restart() -> None:
 
 def test_usage_counts_failed_attempts() -> None:
     """Hazard: what a failed attempt cost is forgotten with its text."""
-    usage = AIMessageChunk(
-        content="", usage_metadata={"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
-    )
-    answer = stream(retried(flaky(["a ", usage, NO], ["b ", usage])), "?")
+    cost = AIMessageChunk(content="", usage_metadata=usage(3, 2))
+    answer = stream(retried(flaky(["a ", cost, NO], ["b ", cost])), "?")
     assert list(answer) == ["a ", "b "]
     assert answer.usage == {"input_tokens": 6, "output_tokens": 4, "total_tokens": 10}
 

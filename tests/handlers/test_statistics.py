@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from langchain_core.messages import AIMessageChunk
@@ -32,14 +32,19 @@ from tests.support.handlers import (
     step,
     step_async,
 )
-from tests.support.models import ScriptedChatModel, ScriptedLLM, WholeAnswerChatModel, tokens
+from tests.support.models import (
+    ScriptedChatModel,
+    ScriptedLLM,
+    WholeAnswerChatModel,
+    tokens,
+    usage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from langchain_core.messages import BaseMessage
-    from langchain_core.messages.ai import UsageMetadata
     from langchain_core.outputs import ChatGenerationChunk
 
     from tests.support.server import ReplayServer
@@ -64,16 +69,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(statistics, "monotonic", clock)
     return clock
-
-
-def usage(prompt: int, completion: int) -> UsageMetadata:
-    """Return usage as LangChain has it."""
-    counts = {
-        "input_tokens": prompt,
-        "output_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
-    return cast("UsageMetadata", counts)
 
 
 class Ticking(ScriptedChatModel):

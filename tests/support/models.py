@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Sequence  # noqa: TC003 - pydantic needs it at run time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.language_models import LLM, BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
@@ -20,12 +20,13 @@ from pydantic import Field
 from tests.support.gates import Gate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from langchain_core.callbacks import (
         AsyncCallbackManagerForLLMRun,
         CallbackManagerForLLMRun,
     )
+    from langchain_core.messages.ai import UsageMetadata
 
 __all__ = [
     "AsyncOnlyChatModel",
@@ -37,6 +38,7 @@ __all__ = [
     "seen_by_model",
     "silent_model",
     "tokens",
+    "usage",
 ]
 
 seen_by_model: contextvars.ContextVar[str] = contextvars.ContextVar("seen_by_model", default="")
@@ -46,6 +48,17 @@ seen_by_model: contextvars.ContextVar[str] = contextvars.ContextVar("seen_by_mod
 def tokens(count: int, start: int = 0) -> list[str]:
     """Return `count` tokens, each unlike the others, with a space at the end."""
     return [f"t{index} " for index in range(start, start + count)]
+
+
+def usage(prompt: int, completion: int, **details: Mapping[str, int]) -> UsageMetadata:
+    """Return usage as LangChain has it; newer versions say that all details must be there."""
+    counts = {
+        "input_tokens": prompt,
+        "output_tokens": completion,
+        "total_tokens": prompt + completion,
+        **details,
+    }
+    return cast("UsageMetadata", counts)
 
 
 class Record:

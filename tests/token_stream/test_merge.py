@@ -24,7 +24,7 @@ from tests.support.callbacks import RunLog
 from tests.support.clients import anthropic_client, openai_client
 from tests.support.consumers import in_another_thread
 from tests.support.gates import Gate, eventually
-from tests.support.models import ScriptedChatModel, tokens
+from tests.support.models import ScriptedChatModel, tokens, usage
 from tests.support.server import recorded, recordings
 from tests.support.streams import DEFAULT_CASES, HandlerRun, is_blocked, queue_of
 
@@ -96,7 +96,7 @@ MIXED = [
     ),
     AIMessageChunk(
         content="",
-        usage_metadata={"input_tokens": 3, "output_tokens": 4, "total_tokens": 7},
+        usage_metadata=usage(3, 4),
     ),
 ]
 """Reasoning, text, a tool call in pieces, usage."""
@@ -247,10 +247,8 @@ def call(
     return AIMessageChunk(content="", tool_call_chunks=[chunk])
 
 
-def usage() -> AIMessageChunk:
-    return AIMessageChunk(
-        content="", usage_metadata={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
-    )
+def usage_chunk() -> AIMessageChunk:
+    return AIMessageChunk(content="", usage_metadata=usage(1, 2))
 
 
 class Feed:
@@ -317,12 +315,12 @@ TEXT = "text"
         (EVENT, [(A, text("1")), (A, call("1", 0))], (A, text("2")), None),
         (EVENT, [(A, thought("1", 0))], (A, text("2", 0)), None),
         (EVENT, [(A, thought("1", 0))], (A, thought("2", 0)), 0),
-        (EVENT, [(A, text("1"))], (A, usage()), None),
-        (EVENT, [(A, usage())], (A, usage()), 0),
+        (EVENT, [(A, text("1"))], (A, usage_chunk()), None),
+        (EVENT, [(A, usage_chunk())], (A, usage_chunk()), 0),
         (MESSAGE, [(A, text("1"))], (A, call("1", 0)), None),
         (MESSAGE, [(A, text("1")), (A, call("1", 0))], (A, text("2")), None),
         (MESSAGE, [(A, thought("1", 0))], (A, text("2", 0)), None),
-        (MESSAGE, [(A, text("1"))], (A, usage()), None),
+        (MESSAGE, [(A, text("1"))], (A, usage_chunk()), None),
         (MESSAGE, [(A, text("1"))], (A, text("")), None),
         # Some servers give every call the index 0; an id begins a call, or goes on with its own.
         (EVENT, [(A, call("1", 0, "x", "f"))], (A, call("2", 0, "y", "g")), None),

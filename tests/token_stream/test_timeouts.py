@@ -34,7 +34,7 @@ from tests.support.aftermath import nothing_is_left, our_threads
 from tests.support.callbacks import RunLog
 from tests.support.consumers import PAIRINGS, in_another_thread, pairings
 from tests.support.gates import Gate, eventually
-from tests.support.models import ScriptedChatModel, silent_model, tokens
+from tests.support.models import ScriptedChatModel, silent_model, tokens, usage
 from tests.support.streams import STREAM_CASES, getters_of, queue_of
 
 if TYPE_CHECKING:
@@ -440,9 +440,7 @@ _DROPPED: dict[str, AIMessageChunk] = {
             {"name": "look", "args": "{", "id": "1", "index": 0, "type": "tool_call_chunk"}
         ],
     ),
-    "usage": AIMessageChunk(
-        content="", usage_metadata={"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
-    ),
+    "usage": AIMessageChunk(content="", usage_metadata=usage(1, 1)),
 }
 
 

@@ -22,6 +22,7 @@ from tests.support.models import (
     ScriptedLLM,
     WholeAnswerChatModel,
     tokens,
+    usage,
 )
 from tests.support.server import Answer, anthropic_message, chat_completion, recorded
 
@@ -34,18 +35,8 @@ if TYPE_CHECKING:
 
 a_few_pairings = pytest.mark.parametrize("run_in, consumer", pairings("for", "asyncio", "trio"))
 
-ONE: UsageMetadata = {
-    "input_tokens": 5,
-    "output_tokens": 2,
-    "total_tokens": 7,
-    "input_token_details": {"cache_read": 3},
-}
-OTHER: UsageMetadata = {
-    "input_tokens": 1,
-    "output_tokens": 4,
-    "total_tokens": 5,
-    "output_token_details": {"reasoning": 3},
-}
+ONE = usage(5, 2, input_token_details={"cache_read": 3})
+OTHER = usage(1, 4, output_token_details={"reasoning": 3})
 
 
 def costing(usage: UsageMetadata, content: str = "") -> AIMessageChunk:
@@ -56,8 +47,8 @@ def costing(usage: UsageMetadata, content: str = "") -> AIMessageChunk:
 def total(*usages: UsageMetadata) -> UsageMetadata:
     """Return the sum, as LangChain makes it."""
     together: UsageMetadata | None = None
-    for usage in usages:
-        together = add_usage(together, usage)
+    for one in usages:
+        together = add_usage(together, one)
     assert together is not None
     return together
 
