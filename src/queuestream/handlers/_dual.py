@@ -9,8 +9,9 @@ function elsewhere.
 
 Synchronous code on a loop's own thread (an ``async def`` node that calls ``llm.invoke``)
 gets the coroutine function, too, and runs it on another loop.  That is how it is known.  It
-*holds up* its loop.  Until it returns nobody else looks anything up on that thread, so that
-after its start its other callbacks are looked up as plain functions.
+*holds up* its loop.  What it calls from then on, which names its run, is the plain function;
+for the other runs of that loop, which may go on between two steps of a synchronous generator,
+nothing changes.
 
 Users derive from handlers, override one of LangChain's methods and call ``super()``, and
 need not know all this: what they write becomes a `dual` method as well (`dual_overrides`).
@@ -23,12 +24,16 @@ from contextvars import ContextVar
 from functools import partial, wraps
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 from queuestream._wakeups import running_asyncio_loop
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Collection, Coroutine
+    from uuid import UUID
+
+    from typing_extensions import Self
 
     class Handler(Protocol):
         """What a dual method asks of its handler.
@@ -36,19 +41,49 @@ if TYPE_CHECKING:
         Attributes:
             may_wait: Whether its dual methods are coroutine functions on a loop.
             has_overrides: Whether a user's class overrides some of them.
-            held_loops: The loops that synchronous code is known to hold up.
+            has_held_up: Whether it has heard a run that is in `held_up`.
         """
 
         may_wait: bool
         has_overrides: bool
-        held_loops: dict[asyncio.AbstractEventLoop, Any]
+        has_held_up: bool
 
         def finish_in_thread(self, coroutine: Coroutine[Any, Any, Any]) -> None:
             """Run a coroutine of the user's to its end, from a thread."""
             ...
 
 
-__all__ = ["dual", "dual_overrides"]
+__all__ = ["dual", "dual_overrides", "held_up", "note_held_up"]
+
+held_up: WeakKeyDictionary[UUID, tuple[asyncio.AbstractEventLoop, ...]] = WeakKeyDictionary()
+"""Runs that must not wait, with the loops that wait for them; whoever heard them start.
+
+A run's id lives as long as LangChain has a use for it.
+"""
+
+
+def note_held_up(
+    handler: Handler,
+    loop: asyncio.AbstractEventLoop | None,
+    run_id: UUID | None,
+    parent_run_id: UUID | None = None,
+) -> None:
+    """Take note of a run that holds up a loop, or that is part of one that does.
+
+    Args:
+        handler: Who has heard of it.
+        loop: Where its callback was looked up, if that was on a loop.
+        run_id: The run's id.
+        parent_run_id: The run that it is part of.
+    """
+    if run_id is None:
+        return
+    loops = held_up.get(parent_run_id, ()) if parent_run_id is not None and held_up else ()
+    if loop is not None and running_asyncio_loop() is not loop and loop not in loops:
+        loops = *loops, loop
+    if loops:
+        handler.has_held_up = True
+        held_up[run_id] = loops
 
 
 class dual:  # noqa: N801 - used as a decorator is
@@ -60,20 +95,13 @@ class dual:  # noqa: N801 - used as a decorator is
     Args:
         plain: The body for threads.
         coroutine: The body for tasks.
-        detects: Whether this method finds out who holds up a loop; what is known of that
-            does not decide, then.
     """
 
     def __init__(
-        self,
-        plain: Callable[..., None],
-        coroutine: Callable[..., Coroutine[Any, Any, None]],
-        *,
-        detects: bool = False,
+        self, plain: Callable[..., None], coroutine: Callable[..., Coroutine[Any, Any, None]]
     ) -> None:
         self._plain = plain
         self._coroutine = coroutine
-        self._detects = detects
         self.__doc__ = plain.__doc__
 
     def __get__(self, handler: Handler | None, owner: type | None = None) -> Any:
@@ -86,9 +114,26 @@ class dual:  # noqa: N801 - used as a decorator is
             outer = _override.get()
             if outer is not None and outer.handler is handler:
                 return partial(outer.call_later, partial(self._coroutine, handler, outer.loop))
-        if handler.held_loops and loop in handler.held_loops and not self._detects:
-            return MethodType(self._plain, handler)
+        if handler.has_held_up:
+            return _UnlessHeldUp(self._coroutine, handler, loop, plain=self._plain)
         return partial(self._coroutine, handler, loop)
+
+
+class _UnlessHeldUp(partial[Any]):
+    """A coroutine function; but a call for a run that holds up the loop is done in place."""
+
+    plain: Callable[..., None]
+
+    def __new__(cls, *args: Any, plain: Callable[..., None]) -> Self:
+        self = super().__new__(cls, *args)
+        self.plain = plain
+        return self
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        run_id = kwargs.get("run_id")
+        if run_id is not None and self.args[1] in held_up.get(run_id, ()):
+            return self.plain(self.args[0], *args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
 
 class _Override:
@@ -116,7 +161,7 @@ class _Override:
 _override: ContextVar[_Override | None] = ContextVar("queuestream override", default=None)
 
 
-def _dual_of_plain(method: Callable[..., object], *, detects: bool) -> dual:
+def _dual_of_plain(method: Callable[..., object]) -> dual:
     """A dual method of a user's ``def``, which calls ``super()`` as if there were no loops."""
 
     @wraps(method)
@@ -133,10 +178,10 @@ def _dual_of_plain(method: Callable[..., object], *, detects: bool) -> dual:
             await outcome
 
     # What it returns, LangChain drops.
-    return dual(method, in_task, detects=detects)  # type: ignore[arg-type]
+    return dual(method, in_task)  # type: ignore[arg-type]
 
 
-def _dual_of_coroutine(method: Callable[..., Coroutine[Any, Any, None]], *, detects: bool) -> dual:
+def _dual_of_coroutine(method: Callable[..., Coroutine[Any, Any, None]]) -> dual:
     """A dual method of a user's ``async def``, which awaits ``super()``."""
 
     @wraps(method)
@@ -147,7 +192,7 @@ def _dual_of_coroutine(method: Callable[..., Coroutine[Any, Any, None]], *, dete
     async def in_task(self: Handler, _loop: object, *args: Any, **kwargs: Any) -> None:
         await method(self, *args, **kwargs)
 
-    return dual(plain, in_task, detects=detects)
+    return dual(plain, in_task)
 
 
 def _has_no_chat_form(_self: object, *_args: Any, **_kwargs: Any) -> None:
@@ -166,10 +211,9 @@ def dual_overrides(cls: type, events: Collection[str]) -> None:
         cls.on_chat_model_start = _has_no_chat_form  # type: ignore[attr-defined]
     for name in events:
         method = own.get(name)
-        detects = name.endswith("_start")
         if inspect.iscoroutinefunction(method):
             cls.has_overrides = cls.has_async_overrides = True  # type: ignore[attr-defined]
-            setattr(cls, name, _dual_of_coroutine(method, detects=detects))
+            setattr(cls, name, _dual_of_coroutine(method))
         elif inspect.isfunction(method):
             cls.has_overrides = True  # type: ignore[attr-defined]
-            setattr(cls, name, _dual_of_plain(method, detects=detects))
+            setattr(cls, name, _dual_of_plain(method))

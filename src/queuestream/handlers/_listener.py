@@ -6,29 +6,25 @@ Two things about LangChain decide how it is made (``tests/facts`` pins each):
   ``tap_output_aiter``, whatever they do.
 - Where synchronous code holds up a loop (see ``_dual``), the consumer may be on that loop.
   So such a run, and what it starts in other threads and waits for, must not wait for it.
-
-A run that is cancelled does not always report its end.  What is kept of runs beyond their
-time is kept weakly: a run's id lives as long as LangChain has a use for it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from uuid import UUID  # noqa: TC003 - of a name at run time
-from weakref import WeakKeyDictionary
 
 from langchain_core.callbacks import BaseCallbackHandler
 
 from queuestream._background import is_background_loop, run_in_background, run_on_loop
 from queuestream._wakeups import running_asyncio_loop
 from queuestream.events import About
-from queuestream.handlers._dual import dual, dual_overrides
+from queuestream.handlers._dual import dual, dual_overrides, held_up, note_held_up
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Coroutine, Iterator
+    from uuid import UUID
 
-__all__ = ["Listener", "held_up"]
+__all__ = ["Listener"]
 
 _EVENTS = (
     "on_chat_model_start",
@@ -38,9 +34,6 @@ _EVENTS = (
     "on_llm_error",
 )
 """The methods that users override."""
-
-held_up: WeakKeyDictionary[UUID, asyncio.AbstractEventLoop] = WeakKeyDictionary()
-"""Runs that must not wait, with the loop that waits for them; whoever heard them start."""
 
 
 def _start_of(kind: str) -> Any:
@@ -55,11 +48,7 @@ def _start_of(kind: str) -> Any:
         **details: Any,
     ) -> None:
         """LangChain calls this at the start of a run."""
-        if parent_run_id is not None and run_id is not None and held_up:
-            loop = held_up.get(parent_run_id)
-            if loop is not None:
-                self._has_held_up = True
-                held_up[run_id] = loop
+        note_held_up(self, None, run_id, parent_run_id)
         self._start(kind, About(run_id, parent_run_id, serialized, details))
 
     async def on_start_in_task(
@@ -71,15 +60,10 @@ def _start_of(kind: str) -> Any:
         parent_run_id: UUID | None = None,
         **details: Any,
     ) -> None:
-        if running_asyncio_loop() is loop:
-            self.held_loops.pop(loop, None)
-        elif run_id is not None:
-            self._has_held_up = True
-            held_up[run_id] = loop
-            self.held_loops.setdefault(loop, run_id)
+        note_held_up(self, loop, run_id, parent_run_id)
         await self._start_in_task(kind, About(run_id, parent_run_id, serialized, details), loop)
 
-    return dual(on_start, on_start_in_task, detects=True)
+    return dual(on_start, on_start_in_task)
 
 
 class Listener(BaseCallbackHandler):
@@ -98,8 +82,7 @@ class Listener(BaseCallbackHandler):
         # Whether dual methods are coroutine functions on a loop.
         self.may_wait = may_wait or self.has_async_overrides
         self._home = running_asyncio_loop()
-        self._has_held_up = False  # whether it has heard a run that must not wait, see above
-        self.held_loops: dict[asyncio.AbstractEventLoop, UUID] = {}  # with the run that does it
+        self.has_held_up = False  # whether it has heard a run that must not wait, see `_dual`
 
     def tap_output_iter(self, run_id: UUID, output: Iterator[Any]) -> Iterator[Any]:
         """Return ``output``.  Its being here makes models stream."""
@@ -141,18 +124,14 @@ class Listener(BaseCallbackHandler):
 
     def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
         """A run ends."""
-        if self.held_loops:
-            for loop, holder in tuple(self.held_loops.items()):
-                if holder == run_id:
-                    self.held_loops.pop(loop, None)
 
     def finish_in_thread(
         self, coroutine: Coroutine[Any, Any, Any], run_id: UUID | None = None
     ) -> None:
         """Run a coroutine of the user's to its end, from a thread."""
         home = self._home if self._home is not None and self._home.is_running() else None
-        held = None if run_id is None else held_up.get(run_id)
-        for loop in (running_asyncio_loop(), held):
+        held = () if run_id is None else held_up.get(run_id, ())
+        for loop in (running_asyncio_loop(), *held):
             if loop is not None and (is_background_loop(loop) if home is None else loop is home):
                 coroutine.close()
                 where = "background loop" if home is None else "loop where the handler was made"

@@ -29,8 +29,8 @@ from queuestream._messages import text_of_chunk, text_of_result
 from queuestream._token_queue import logger
 from queuestream._wakeups import running_asyncio_loop
 from queuestream.events import About
-from queuestream.handlers._dual import dual
-from queuestream.handlers._listener import Listener, held_up
+from queuestream.handlers._dual import dual, held_up
+from queuestream.handlers._listener import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

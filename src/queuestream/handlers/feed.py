@@ -20,8 +20,7 @@ from queuestream._messages import first_generation
 from queuestream._meter import Meter
 from queuestream._wakeups import TURN, end_turn, running_asyncio_loop
 from queuestream.events import About, ModelRun, Selection
-from queuestream.handlers._dual import dual
-from queuestream.handlers._listener import held_up
+from queuestream.handlers._dual import dual, held_up
 from queuestream.handlers.base import StreamHandler
 
 if TYPE_CHECKING:
@@ -332,7 +331,7 @@ class FeedHandler(StreamHandler):
 
     def _put_all(self, items: Sequence[object], run_id: UUID | None) -> None:
         """Put items from a thread."""
-        if self._has_held_up and run_id in held_up:
+        if self.has_held_up and run_id in held_up:
             for item in items:
                 self.tokens.put_at_once(item)
         else:
