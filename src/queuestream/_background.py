@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from queuestream._token_queue import RUN_THREAD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
 __all__ = [
     "death_of",
     "is_background_loop",
     "on_background_loop",
-    "run_in_background",
-    "run_on_loop",
     "start_daemon",
 ]
 
@@ -170,76 +168,6 @@ def is_background_loop(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether a loop is the shared one."""
     current = _current
     return current is not None and current.loop is loop
-
-
-class _HandOver:
-    """A coroutine on its way to a loop: started by it once, or dropped with it.
-
-    Args:
-        coroutine: The coroutine.
-        done: Gets its outcome.
-    """
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], done: Future[Any]) -> None:
-        self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
-        self._done = done
-        self._task: asyncio.Task[None] | None = None  # the loop refers to it only weakly
-
-    def start(self) -> None:
-        coroutine, self._coroutine = self._coroutine, None
-        if coroutine is not None:
-            self._task = asyncio.get_running_loop().create_task(self._work(coroutine))
-
-    async def _work(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        try:
-            self._done.set_result(await coroutine)
-        except (asyncio.CancelledError, GeneratorExit) as error:
-            self.lose(error)
-        except BaseException as error:
-            self._done.set_exception(error)
-
-    def lose(self, cause: BaseException | None = None) -> None:
-        """It won't come to its end.  To a thread, that is no cancellation."""
-        coroutine, self._coroutine = self._coroutine, None
-        if coroutine is not None:
-            coroutine.close()
-        if not self._done.done():
-            error = RuntimeError("the event loop ended before a coroutine that was handed to it")
-            error.__cause__ = cause
-            self._done.set_exception(error)
-
-    def __del__(self) -> None:
-        self.lose()
-
-
-def run_in_background(coroutine: Coroutine[Any, Any, R]) -> R:
-    """Run a coroutine to its end on the shared loop, from a thread that may wait for it.
-
-    Raises:
-        RuntimeError: If the loop dies before that.
-    """
-    done: Future[R] = Future()
-    hand_over = _HandOver(coroutine, done)
-    on_background_loop(hand_over.start, hand_over.lose)
-    return done.result()
-
-
-def run_on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, R]) -> R:
-    """Run a coroutine to its end on a loop of another thread, from one that may wait for it.
-
-    Raises:
-        RuntimeError: If the loop is closed before that.
-    """
-    done: Future[R] = Future()
-    hand_over = _HandOver(coroutine, done)
-    try:
-        loop.call_soon_threadsafe(hand_over.start)
-    except RuntimeError:  # closed
-        hand_over.lose()
-    if loop.is_closed():  # closed while we called, it may keep what it will never do
-        hand_over.lose()
-    del hand_over  # so that it goes with the loop
-    return done.result()
 
 
 def _forget_in_child() -> None:

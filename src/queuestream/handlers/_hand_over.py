@@ -1,0 +1,138 @@
+"""Coroutines that are handed to an event loop, and are to come to their end there.
+
+A thread that waits for one is told when it can't: the loop dies or is closed, before the
+coroutine has begun or after that.  A closed loop tells nobody; but it drops what it was to
+call, and whatever only that refers to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from concurrent.futures import Future, InvalidStateError
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from queuestream._background import on_background_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+__all__ = ["run_in_background", "run_on_loop"]
+
+R = TypeVar("R")
+
+
+class _HandOver:
+    """A coroutine on its way to a loop: started by it once, or dropped with it.
+
+    Args:
+        coroutine: The coroutine.
+        done: Gets its outcome.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], done: Future[Any]) -> None:
+        self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
+        self._done = done
+        self._task: asyncio.Task[None] | None = None  # the loop refers to it only weakly
+
+    def start(self) -> None:
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is not None:
+            loop = asyncio.get_running_loop()
+            self._task = loop.create_task(self._work(coroutine, _begun_on(loop).hand_overs))
+
+    async def _work(self, coroutine: Coroutine[Any, Any, Any], begun: set[_HandOver]) -> None:
+        begun.add(self)
+        try:
+            value = await coroutine
+        except (asyncio.CancelledError, GeneratorExit) as error:
+            self.lose(error)
+        except BaseException as error:
+            self._end(error)
+        else:
+            self._end(None, value)
+        finally:
+            begun.discard(self)
+
+    def lose(self, cause: BaseException | None = None) -> None:
+        """It won't come to its end.  To a thread, that is no cancellation."""
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is not None:
+            coroutine.close()
+        if not self._done.done():
+            error = RuntimeError("a coroutine was handed to an event loop, and cancelled there")
+            error.__cause__ = cause
+            self._end(error)
+
+    def _end(self, error: BaseException | None, value: object = None) -> None:
+        try:
+            if error is None:
+                self._done.set_result(value)
+            else:
+                self._done.set_exception(error)
+        except InvalidStateError:  # it was lost when its loop was closed
+            pass
+
+    def __del__(self) -> None:
+        self.lose()
+
+
+class _Begun:
+    """The hand-overs that have begun on one loop, which lose them if it is closed.
+
+    A loop that is closed tells its tasks nothing; but it drops its timers, and this with one.
+    """
+
+    def __init__(self) -> None:
+        self.hand_overs: set[_HandOver] = set()
+
+    def keep(self) -> None:
+        """What the timer would do."""
+
+    def __del__(self) -> None:
+        for hand_over in tuple(self.hand_overs):
+            hand_over.lose()
+
+
+_begun: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[_Begun]]
+_begun = weakref.WeakKeyDictionary()
+
+
+def _begun_on(loop: asyncio.AbstractEventLoop) -> _Begun:
+    reference = _begun.get(loop)
+    begun = None if reference is None else reference()
+    if begun is None:
+        begun = _Begun()
+        _begun[loop] = weakref.ref(begun)
+        loop.call_later(10 * 365 * 86400, begun.keep)
+    return begun
+
+
+def run_in_background(coroutine: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine to its end on the shared loop, from a thread that may wait for it.
+
+    Raises:
+        RuntimeError: If the loop dies before that.
+    """
+    done: Future[R] = Future()
+    hand_over = _HandOver(coroutine, done)
+    on_background_loop(hand_over.start, hand_over.lose)
+    return done.result()
+
+
+def run_on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine to its end on a loop of another thread, from one that may wait for it.
+
+    Raises:
+        RuntimeError: If the loop is closed before that.
+    """
+    done: Future[R] = Future()
+    hand_over = _HandOver(coroutine, done)
+    try:
+        loop.call_soon_threadsafe(hand_over.start)
+    except RuntimeError:  # closed
+        hand_over.lose()
+    if loop.is_closed():  # closed while we called, it may keep what it will never do
+        hand_over.lose()
+    del hand_over  # so that it goes with the loop
+    return done.result()
