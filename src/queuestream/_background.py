@@ -12,6 +12,7 @@ interpreter's exit, from going on.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import threading
 import weakref
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "death_of",
+    "in_daemon_thread",
     "is_background_loop",
     "on_background_loop",
     "start_daemon",
@@ -61,6 +63,24 @@ class _Executor(ThreadPoolExecutor):
         """Nothing: no thread waits for work, and none is waited for."""
 
 
+_executor = _Executor()
+
+
+async def in_daemon_thread(work: Callable[[], R]) -> R:
+    """Do what may wait in a thread of its own, in a copy of the caller's context."""
+    context = contextvars.copy_context()
+
+    def do() -> R:
+        try:
+            return context.run(work)
+        except StopIteration as error:  # no future may have it, and the caller would wait for ever
+            raise RuntimeError(
+                "a function that was called in a thread raised StopIteration"
+            ) from error
+
+    return await asyncio.get_running_loop().run_in_executor(_executor, do)
+
+
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
@@ -94,7 +114,7 @@ class _Loop:
         # and is told why where there can be no loop.
         self.loop = asyncio.new_event_loop()
         try:
-            self.loop.set_default_executor(_Executor())
+            self.loop.set_default_executor(_executor)
             start_daemon("queuestream background loop", self._live)
         except BaseException:
             self.loop.close()

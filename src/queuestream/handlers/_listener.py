@@ -30,9 +30,18 @@ __all__ = ["Listener"]
 _EVENTS = (
     "on_chat_model_start",
     "on_llm_start",
+    "on_chain_start",
+    "on_tool_start",
+    "on_retriever_start",
     "on_llm_new_token",
     "on_llm_end",
+    "on_chain_end",
+    "on_tool_end",
+    "on_retriever_end",
     "on_llm_error",
+    "on_chain_error",
+    "on_tool_error",
+    "on_retriever_error",
 )
 """The methods that users override."""
 
@@ -101,21 +110,33 @@ class Listener(BaseCallbackHandler):
     on_tool_start = _start_of("tool")
     on_retriever_start = _start_of("retriever")
 
-    def _ended(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
+    def _ended(self, *_args: Any, run_id: UUID, **_details: Any) -> None:
         """LangChain calls this at the end of each run."""
         self._run_ended(run_id, None)
 
-    on_chain_end = _ended
-    on_tool_end = _ended
-    on_retriever_end = _ended
+    async def _ended_in_task(
+        self, _loop: object, *_args: Any, run_id: UUID, **_details: Any
+    ) -> None:
+        self._run_ended(run_id, None)
 
-    def _failed(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+    on_chain_end: Any = dual(_ended, _ended_in_task, in_place=True)
+    on_tool_end: Any = dual(_ended, _ended_in_task, in_place=True)
+    on_retriever_end: Any = dual(_ended, _ended_in_task, in_place=True)
+
+    def _failed(self, error: BaseException, *, run_id: UUID | None = None, **_details: Any) -> None:
         """LangChain calls this when a run fails."""
-        self._run_ended(run_id, error)
+        if run_id is not None:
+            self._run_ended(run_id, error)
 
-    on_chain_error = _failed
-    on_tool_error = _failed
-    on_retriever_error = _failed
+    async def _failed_in_task(
+        self, _loop: object, error: BaseException, *, run_id: UUID | None = None, **_details: Any
+    ) -> None:
+        if run_id is not None:
+            self._run_ended(run_id, error)
+
+    on_chain_error: Any = dual(_failed, _failed_in_task, in_place=True)
+    on_tool_error: Any = dual(_failed, _failed_in_task, in_place=True)
+    on_retriever_error: Any = dual(_failed, _failed_in_task, in_place=True)
 
     def _start(self, kind: str, about: About) -> None:
         """A run of a kind (llm, chain, tool, retriever) starts; in a thread."""
@@ -125,6 +146,9 @@ class Listener(BaseCallbackHandler):
 
     def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
         """A run ends."""
+
+    def note_token(self, run_id: UUID | None) -> None:
+        """Take note of a run that streams: what comes at its end is not news."""
 
     def finish_in_thread(
         self, coroutine: Coroutine[Any, Any, Any], run_id: UUID | None = None

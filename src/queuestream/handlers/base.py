@@ -24,12 +24,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
+from queuestream._background import in_daemon_thread
 from queuestream._buffer import members
 from queuestream._messages import text_of_chunk, text_of_result
 from queuestream._token_queue import logger
 from queuestream._wakeups import running_asyncio_loop
 from queuestream.events import About
-from queuestream.handlers._dual import dual, held_up
+from queuestream.handlers._dual import dual, held_up, note_held_up
 from queuestream.handlers._listener import Listener
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ class StreamHandler(Listener):
 
     def _set_up(self, *, raise_error: bool, may_wait: bool) -> None:
         super()._set_up(raise_error=raise_error, may_wait=may_wait)
-        self._streamed: WeakSet[UUID] = WeakSet()  # open model runs that had a token
+        # Open model runs that had a token, and the one that had the last.
+        self._streamed: WeakSet[UUID] = WeakSet()
+        self._latest_streamed: UUID | None = None
         # What the hooks keep of each model run, and of direct calls, which have no run id.
         self._states: WeakKeyDictionary[UUID, Any] = WeakKeyDictionary()
         self._direct: list[Any] = []  # one at most
@@ -138,6 +141,7 @@ class StreamHandler(Listener):
     def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
         super()._run_ended(run_id, error)
         self._streamed.discard(run_id)
+        self._latest_streamed = None
         self._latest = _NOBODY
 
     # -- from LangChain's calls to text ----------------------------------------------------
@@ -150,7 +154,7 @@ class StreamHandler(Listener):
         Where an asyncio loop runs in the calling thread, it may be a coroutine function: if
         ``on_token`` is one, or waits for a consumer.  Direct calls must then be awaited.
         """
-        self._note_token(run_id)
+        self.note_token(run_id)
         self._receive(text_of_chunk(token, chunk), run_id, details)
 
     async def _new_token_in_task(
@@ -162,15 +166,16 @@ class StreamHandler(Listener):
         run_id: UUID | None = None,
         **details: Any,
     ) -> None:
-        self._note_token(run_id)
+        self.note_token(run_id)
         await self._receive_in_task(text_of_chunk(token, chunk), run_id, loop, details)
 
     on_llm_new_token: Any = dual(_new_token, _new_token_in_task)
 
-    def _note_token(self, run_id: UUID | None) -> None:
-        """Take note of a run that streams."""
-        if run_id is not None and run_id is not self._latest[0]:
+    def note_token(self, run_id: UUID | None) -> None:
+        """Take note of a run that streams: its whole text at its end is not news."""
+        if run_id is not None and run_id is not self._latest_streamed:
             self._streamed.add(run_id)
+            self._latest_streamed = run_id
 
     def _llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **details: Any) -> None:
         """LangChain calls this at the end of a model run."""
@@ -372,12 +377,13 @@ class StreamHandler(Listener):
             coroutine = waiting if inspect.iscoroutine(waiting) else awaited(waiting)
             self.finish_in_thread(coroutine, run_id)
 
-    async def _deliver_in_task(self, text: str, run_id: UUID | None, loop: object) -> None:
+    async def _deliver_in_task(self, text: str, run_id: UUID | None, loop: Any) -> None:
         """Call ``on_token`` in a callback that was looked up on ``loop``."""
         if isinstance(self.on_token, StreamHandler):
             await self.on_token._receive_in_task(text, run_id, loop, {})  # noqa: SLF001 - as above
         elif running_asyncio_loop() is not loop:  # on LangChain's, in a thread of its own
-            await asyncio.to_thread(self._deliver, text, run_id)
+            note_held_up(self, loop, run_id)
+            await in_daemon_thread(partial(self._deliver, text, run_id))
         else:
             waiting = self.on_token(text)
             if inspect.isawaitable(waiting):

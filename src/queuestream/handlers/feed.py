@@ -241,6 +241,12 @@ class FeedHandler(StreamHandler):
         self._latest_run = run_id, run
         return run
 
+    def note_token(self, run_id: UUID | None) -> None:
+        """Take note of a run that streams: its whole text at its end is not news."""
+        run = None if run_id is None else self._runs.get(run_id)
+        if run is not None:
+            run.streamed = True
+
     def _note(self, run: ModelRun, items: Sequence[object]) -> None:
         """Take note of the first item of all, and of a run's first text."""
         meter = self.tokens.meter
@@ -281,6 +287,11 @@ class FeedHandler(StreamHandler):
             self._run_ended(run_id, None)
 
     on_llm_end: Any = dual(_llm_end, _llm_end_in_task)
+    on_llm_error: Any = dual(
+        StreamHandler._failed,  # noqa: SLF001 - a base's
+        StreamHandler._failed_in_task,  # noqa: SLF001 - a base's
+        in_place=True,
+    )
 
     def _last_items(self, response: LLMResult, run_id: UUID) -> Sequence[object]:
         """What the end of a model run brings: all, if it did not stream."""
