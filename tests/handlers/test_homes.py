@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -260,3 +262,38 @@ def test_the_callers_context(home: LoopThread) -> None:
         assert run_in_background(look()) == "the caller's"
     finally:
         seen_by_model.reset(token)
+
+
+# -- a fork ---------------------------------------------------------------------------------------
+
+_FORK = """
+import asyncio, os, sys, threading, warnings
+from langchain_core.language_models import FakeListChatModel
+from queuestream import StreamHandler
+
+warnings.simplefilter("ignore")  # a fork while threads run, which is what this is about
+loop = asyncio.new_event_loop()
+threading.Thread(target=loop.run_forever, daemon=True).start()
+heard = []
+
+async def on_token(token):
+    heard.append(token)
+
+async def make():
+    return StreamHandler(on_token)
+
+handler = asyncio.run_coroutine_threadsafe(make(), loop).result()
+pid = os.fork()
+if pid:
+    _, status = os.waitpid(pid, 0)
+    sys.exit(os.waitstatus_to_exitcode(status))
+FakeListChatModel(responses=["Hi"]).invoke("?", {"callbacks": [handler]})
+os._exit(0 if heard == ["H", "i"] else 1)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_a_home_that_runs_in_the_parent_of_a_fork() -> None:
+    """Promise 8.  Hazard: the child's copy of the loop says that it runs, and nobody runs it."""
+    done = subprocess.run([sys.executable, "-c", _FORK], timeout=40, check=False)
+    assert done.returncode == 0

@@ -10,6 +10,7 @@ Two things about LangChain decide how it is made (``tests/facts`` pins each):
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -92,6 +93,7 @@ class Listener(BaseCallbackHandler):
         # Whether dual methods are coroutine functions on a loop.
         self.may_wait = may_wait or self.has_async_overrides
         self._home = running_asyncio_loop()
+        self._pid = os.getpid()
         self.has_held_up = False  # whether it has heard a run that must not wait, see `_dual`
 
     def tap_output_iter(self, run_id: UUID, output: Iterator[Any]) -> Iterator[Any]:
@@ -153,11 +155,24 @@ class Listener(BaseCallbackHandler):
     def finish_in_thread(
         self, coroutine: Coroutine[Any, Any, Any], run_id: UUID | None = None
     ) -> None:
-        """Run a coroutine of the user's to its end, from a thread."""
-        home = self._home if self._home is not None and self._home.is_running() else None
-        held = () if run_id is None else held_up.get(run_id, ())
-        for loop in (running_asyncio_loop(), *held):
-            if loop is not None and (is_background_loop(loop) if home is None else loop is home):
+        """Run a coroutine of the user's to its end, from a thread.
+
+        Raises:
+            RuntimeError: If it is to run on a loop that waits for the caller, or if that loop
+                ends before it does.
+        """
+        home = self._home if self._is_home_running() else None
+        waiting = [*(() if run_id is None else held_up.get(run_id, ()))]
+        if (here := running_asyncio_loop()) is not None:
+            waiting.append(here)
+        held = {None if is_background_loop(loop) else loop for loop in waiting}
+        if not held:
+            _finish(coroutine, home)
+            return
+        wait = held, home
+        _waits.append(wait)
+        try:
+            if _is_circular(held, home):
                 coroutine.close()
                 where = "background loop" if home is None else "loop where the handler was made"
                 raise RuntimeError(
@@ -165,7 +180,36 @@ class Listener(BaseCallbackHandler):
                     "loop: call the model with ainvoke there, or invoke it in a thread "
                     "(asyncio.to_thread)"
                 )
-        if home is None:
-            run_in_background(coroutine)
-        else:
-            run_on_loop(home, coroutine)
+            _finish(coroutine, home)
+        finally:
+            _waits.remove(wait)
+
+    def _is_home_running(self) -> bool:
+        """Whether the loop where this was made runs, and not in the parent of a fork."""
+        return self._home is not None and self._home.is_running() and self._pid == os.getpid()
+
+
+def _finish(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop | None) -> None:
+    if loop is None:
+        run_in_background(coroutine)
+    else:
+        run_on_loop(loop, coroutine)
+
+
+_waits: list[tuple[set[asyncio.AbstractEventLoop | None], asyncio.AbstractEventLoop | None]] = []
+"""Loops that are held up, with the loop that each waits for; None is the background loop.
+
+Whoever waits is in it before he looks: of those who begin at once, one sees the other.
+"""
+
+
+def _is_circular(
+    held: set[asyncio.AbstractEventLoop | None], loop: asyncio.AbstractEventLoop | None
+) -> bool:
+    """Whether a loop waits for those that are held up, if by way of others."""
+    reached = [loop]
+    for each in reached:
+        if each in held:
+            return True
+        reached += [to for of, to in tuple(_waits) if each in of and to not in reached]
+    return False
