@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -260,6 +261,43 @@ def test_each_of_two_loops_that_are_held_up_wants_the_other() -> None:
         go_on.open()
         first.result(10)
     assert outcomes == ["a"]
+
+
+def test_a_loop_that_a_held_up_loop_waits_for() -> None:
+    """Hazard: it waits for a consumer on the loop that waits for it (promises 3 and 5).
+
+    Synchronous code may begin a loop of its own in a thread, to call something asynchronous.
+    """
+    handler = QueueStreamHandler(1)
+
+    def call(question: str, config: RunnableConfig) -> str:
+        model = ScriptedChatModel(tokens=tokens(9))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, model.ainvoke(question, config)).result()
+        return question
+
+    async def main() -> None:
+        RunnableLambda(call).invoke("?", with_handler(handler))
+        assert [token async for token in handler] == tokens(9)
+
+    asyncio.run(main())
+
+
+# -- a queue ---------------------------------------------------------------------------------------
+
+
+@on_asyncio
+@pytest.mark.anyio
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_a_queue_behind_another_handler(shape: Callable[[Any], Any]) -> None:
+    """Hazard: it waits for the consumer, who is on the loop that waits for it."""
+    queue = QueueStreamHandler(1)
+    target = shape(ScriptedChatModel(tokens=tokens(9)))
+    target.invoke("?", with_handler(BatchStreamHandler(queue, batch_size=2)))
+    queue.end()
+    received = [token async for token in queue]
+    assert len(received) == 5 * count_of(shape)
+    assert sorted("".join(received)) == sorted("".join(tokens(9)) * count_of(shape))
 
 
 def test_an_end_that_the_collector_reports_in_the_middle() -> None:

@@ -313,20 +313,27 @@ class FeedHandler(StreamHandler):
     # such runs are parts of, and so where the end is, only the caller knows.
 
     def _begin(self, about: About) -> None:
-        pass
+        self.has_held_up = self.has_held_up or about.run_id in held_up
 
     async def _begin_in_task(self, about: About, loop: object) -> None:
-        pass
+        self._begin(about)
 
     def _receive(self, token: str, run_id: UUID | None, details: dict[str, Any]) -> None:
         if token:
-            self._new_token(token)
+            self._put_all(self._items_of_text(token), run_id)
 
     async def _receive_in_task(
         self, token: str, run_id: UUID | None, loop: object, details: dict[str, Any]
     ) -> None:
         if token:
-            await self._new_token_in_task(loop, token)
+            await self._put_all_in_task(self._items_of_text(token), run_id, loop)
+
+    def _items_of_text(self, text: str) -> Sequence[object]:
+        run = self._nameless[1]
+        items = self._selection.items(run, text, None)
+        if not run.has_text:
+            self._note(run, items)
+        return items
 
     def _finish(self, run_id: UUID | None, response: LLMResult | None) -> None:
         pass
@@ -354,7 +361,7 @@ class FeedHandler(StreamHandler):
         self, items: Sequence[object], run_id: UUID | None, loop: object
     ) -> None:
         """Put items from a callback that was looked up on ``loop``."""
-        if running_asyncio_loop() is not loop:
+        if running_asyncio_loop() is not loop or (self.has_held_up and run_id in held_up):
             for item in items:
                 self.tokens.put_at_once(item)
         else:
