@@ -8,6 +8,7 @@ call, and whatever only that refers to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from queuestream._background import on_background_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine
 
-__all__ = ["run_in_background", "run_on_loop"]
+__all__ = ["finish_before_the_loop_ends", "run_in_background", "run_on_loop"]
 
 R = TypeVar("R")
 
@@ -136,3 +137,74 @@ def run_on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, 
         hand_over.lose()
     del hand_over  # so that it goes with the loop
     return done.result()
+
+
+_TURNS = 4
+"""Turns of a loop in which its end is seen to come."""
+
+_TRIES = 3
+"""Tries to begin, in case that somebody cancels whatever there is again and again."""
+
+
+class _Last:
+    """A task that a loop is not to leave behind.
+
+    Whoever ends a loop, ``asyncio.run`` above all, cancels the tasks that are there, a turn or
+    two after the main one is done.  So the work begins later than that.  If it was cancelled
+    before, it is begun anew; nobody waits for that, but then asynchronous generators are
+    closed, and one of ours takes as long as the work does.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        self._work = work
+        self._has_begun = False
+        self._tries = 0
+        self._waiting = self._wait()
+        with contextlib.suppress(StopIteration):
+            self._waiting.__anext__().send(None)  # the loop knows it from here on
+        self._begin(loop)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._tries += 1
+        self._task = loop.create_task(self._do())
+        _last.add(self._task)
+        self._task.add_done_callback(self._done)
+
+    async def _do(self) -> None:
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        self._has_begun = True
+        await self._work()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        _last.discard(task)
+        if not self._has_begun and self._tries < _TRIES:
+            self._begin(task.get_loop())
+            return
+        # Unless it is being closed already, that takes one step.
+        with contextlib.suppress(StopIteration, RuntimeError):
+            self._waiting.aclose().send(None)
+
+    async def _wait(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            while not self._task.done():
+                await asyncio.wait([self._task])
+
+
+_last: set[asyncio.Task[None]] = set()  # a loop refers to its tasks only weakly
+
+
+def finish_before_the_loop_ends(
+    loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    """Do something asynchronous on the loop that runs in this thread.
+
+    Args:
+        loop: That loop.
+        work: What to do.
+    """
+    _Last(loop, work)

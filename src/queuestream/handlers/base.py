@@ -31,6 +31,7 @@ from queuestream._token_queue import logger
 from queuestream._wakeups import running_asyncio_loop
 from queuestream.events import About
 from queuestream.handlers._dual import dual, held_up, note_held_up
+from queuestream.handlers._hand_over import finish_before_the_loop_ends
 from queuestream.handlers._listener import Listener
 
 if TYPE_CHECKING:
@@ -258,9 +259,7 @@ class StreamHandler(Listener):
             with _logging(self):
                 self._finish(run_id, None)
         elif not loop.is_closed():
-            last = loop.create_task(self._finish_abandoned(run_id, loop))
-            _last_deliveries.add(last)
-            last.add_done_callback(_last_deliveries.discard)
+            finish_before_the_loop_ends(loop, partial(self._finish_abandoned, run_id, loop))
 
     async def _finish_abandoned(self, run_id: UUID | None, loop: object) -> None:
         with _logging(self):
@@ -399,9 +398,6 @@ class StreamHandler(Listener):
         await self._receive_in_task(token, None, loop, {})
 
     __call__: Any = dual(_call, _call_in_task)
-
-
-_last_deliveries: set[asyncio.Task[None]] = set()  # a loop refers to its tasks only weakly
 
 
 @contextlib.contextmanager
