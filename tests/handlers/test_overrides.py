@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
@@ -629,3 +630,55 @@ def test_with_a_mock_as_on_token() -> None:
     model().invoke("?", with_handler(handler))
     asyncio.run(model().ainvoke("?", with_handler(handler)))
     assert [call.args[0] for call in on_token.call_args_list] == tokens(2) * 2
+
+
+@on_asyncio
+@pytest.mark.anyio
+async def test_a_context_that_an_override_copies() -> None:
+    """Hazard: in it the override goes on for ever, and what is called in it is never done."""
+    heard = Heard()
+    copies: list[contextvars.Context] = []
+
+    class Handler(StreamHandler):
+        def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
+            copies.append(contextvars.copy_context())
+
+    handler: Any = Handler(heard.on_token_async)
+    await handler.on_llm_new_token("a")
+    await copies[0].run(handler, "late")
+    await copies[0].run(lambda: handler("later"))
+    assert heard.tokens == ["late", "later"]
+
+
+@on_asyncio
+@pytest.mark.anyio
+async def test_a_base_that_is_named() -> None:
+    """Hazard: of the class one gets the function for threads, which is refused on a loop."""
+    heard = Heard()
+
+    class Handler(StreamHandler):
+        def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
+            StreamHandler.on_llm_new_token(self, token, **kwargs)
+
+    handler = Handler(heard.on_token_async, raise_error=True)
+    await model().ainvoke("?", with_handler(handler))
+    assert heard.tokens == tokens(2)
+    assert heard.loops == {asyncio.get_running_loop()}
+
+
+def test_an_override_that_its_loop_leaves_behind() -> None:
+    """Hazard: it is closed in another context, and complains to whoever is there."""
+
+    class Handler(StreamHandler):
+        async def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
+            await asyncio.sleep(0)  # where it is left
+
+    handler: Any = Handler(lambda _: None)
+
+    async def begin() -> Any:
+        return handler.on_llm_new_token("a")
+
+    coroutine = asyncio.run(begin())
+    contextvars.copy_context().run(coroutine.send, None)
+    coroutine.close()
+    assert _override.get() is None

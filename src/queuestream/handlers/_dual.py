@@ -14,7 +14,14 @@ for the other runs of that loop, which may go on between two steps of a synchron
 nothing changes.
 
 Users derive from handlers, override one of LangChain's methods and call ``super()``, and
-need not know all this: what they write becomes a `dual` method as well (`dual_overrides`).
+need not know all this: what they write becomes a `dual` method as well (`dual_overrides`),
+and while it goes on, what it calls of its bases fits the way in which it was called::
+
+    called in a thread, a def            the plain function
+    called in a thread, an async def     the plain function, in a thread, to be awaited: the
+                                         method itself was handed to a loop
+    looked up on a loop, a def           the coroutine function, awaited when the method returns
+    looked up on a loop, an async def    the coroutine function
 """
 
 from __future__ import annotations
@@ -199,7 +206,10 @@ class _Override:
 
     def __exit__(self, *_: object) -> None:
         self._place = None  # a context that was copied meanwhile knows it still
-        _override.reset(self._token)
+        try:
+            _override.reset(self._token)
+        except ValueError:  # dropped in the middle, and closed by the collector in another context
+            pass
 
     def is_of(self, handler: Handler) -> bool:
         return self._handler is handler and self._place == _place()

@@ -57,7 +57,8 @@ class StreamHandler(Listener):
     runs: the loop).  A coroutine function is awaited on asynchronous runs; on synchronous
     ones the run waits while it runs to its end on the loop where the handler was made, if
     that is running, else on a background loop of ours.  Synchronous code on that loop's own
-    thread would wait for itself: there it is refused, with a ``RuntimeError``.
+    thread would wait for itself: there it is refused, with a ``RuntimeError``.  (A bare
+    ``model.batch`` there is not noticed, as its runs begin in other threads: use ``abatch``.)
 
     >>> from langchain_core.language_models import FakeListChatModel
     >>> tokens = []
@@ -66,9 +67,11 @@ class StreamHandler(Listener):
     >>> tokens
     ['H', 'i', '!']
 
-    A class of your own may override ``on_llm_start``, ``on_llm_new_token``, ``on_llm_end`` and
-    ``on_llm_error``, with ``def`` or ``async def``, and call ``super()``.  What a ``def`` calls
-    of it is done in place, or, where it has to be awaited, when the method returns.
+    A class of your own may override LangChain's methods, ``on_llm_new_token`` say, with ``def``
+    or ``async def``, and call ``super()``.  What a ``def`` calls of it is done in place, or,
+    where it has to be awaited, when the method returns.  A token that is given to ``super()``
+    changed is delivered so; one that is not given to it is not delivered.  As the ``on_token``
+    of another handler, it gets texts, and these methods are not called.
 
     Args:
         on_token: The function to call; kept as the attribute ``on_token``.  A handler is one.
