@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from janus import SyncQueueEmpty
 
 from queuestream._wakeups import running_asyncio_loop
-from queuestream.handlers._listener import held_up
+from queuestream.handlers._dual import held_up
 from queuestream.mixed_queue import MixedQueue
 
 if TYPE_CHECKING:
