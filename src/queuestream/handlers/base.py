@@ -272,15 +272,17 @@ class StreamHandler(Listener):
 
     def _begin(self, about: About) -> None:
         """A model run starts."""
+        state = self._begun(about)
         if isinstance(self.on_token, StreamHandler):
             self.on_token._begin(about)  # noqa: SLF001 - a handler's
-        for text in self._texts_at_start(self._begun(about)):
+        for text in self._texts_at_start(state):
             self._deliver(text, about.run_id)
 
     async def _begin_in_task(self, about: About, loop: object) -> None:
+        state = self._begun(about)
         if isinstance(self.on_token, StreamHandler):
             await self.on_token._begin_in_task(about, loop)  # noqa: SLF001 - a handler's
-        for text in self._texts_at_start(self._begun(about)):
+        for text in self._texts_at_start(state):
             await self._deliver_in_task(text, about.run_id, loop)
 
     def _receive(self, token: str, run_id: UUID | None, details: dict[str, Any]) -> None:
