@@ -134,19 +134,45 @@ def test_at_home_nowhere_and_the_background_loop_is_held_up(
 
 @on_asyncio
 @pytest.mark.anyio
-async def test_a_start_that_is_not_reported_to_the_base() -> None:
+@pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
+async def test_a_start_that_is_not_reported_to_the_base(is_async: bool) -> None:
     """Hazard: a deadlock where a user's class forgets ``super()``, as documents show it."""
     heard = Heard()
 
-    class Handler(StreamHandler):
+    class Plain(StreamHandler):
         def on_llm_start(self, *args: Any, **kwargs: Any) -> None:
             heard.on_token("start")
 
-    handler = Handler(heard.on_token_async, raise_error=True)
+    class Async(StreamHandler):
+        async def on_llm_start(self, *args: Any, **kwargs: Any) -> None:
+            heard.on_token("start")
+
+    handler: Any = (Async if is_async else Plain)(heard.on_token_async, raise_error=True)
     model = ScriptedChatModel(tokens=tokens(2))
     with pytest.raises(RuntimeError, match="call the model with ainvoke there"):
         model.invoke("?", with_handler(handler))
     assert heard.tokens == ["start"]
+    assert model.record.produced == 1  # the first token's refusal is the run's error
+
+
+@on_asyncio
+@pytest.mark.anyio
+async def test_what_a_start_delivers_goes_home() -> None:
+    """Hazard: it is called on LangChain's own loop, by way of a coroutine of the user's."""
+    heard = Heard()
+
+    class Handler(StreamHandler):
+        async def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+            await super().on_chat_model_start(*args, **kwargs)
+
+        def _texts_at_start(self, state: Any) -> Any:
+            return ("begin ",)
+
+    with loop_thread() as other:
+        handler = other.call(lambda: Handler(heard.on_token_async, raise_error=True))
+        ScriptedChatModel(tokens=tokens(2)).invoke("?", with_handler(handler))
+        assert heard.tokens == ["begin ", *tokens(2)]
+        assert heard.loops == {other.loop}
 
 
 @on_asyncio

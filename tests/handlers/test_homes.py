@@ -107,6 +107,24 @@ def test_closed_before_the_coroutine_begins(
         waiting.result(WITHIN)
 
 
+def test_closed_during_the_hand_over(
+    loop: asyncio.AbstractEventLoop, elsewhere: ThreadPoolExecutor
+) -> None:
+    """Hazard: it was closed after it was asked, and keeps what it will never do."""
+    kept: list[Any] = []
+
+    class Closes(StandsStill):
+        def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> Any:
+            self._loop.close()
+            kept.append(args)
+
+    closes: Any = Closes(loop)
+    waiting = elsewhere.submit(run_on_loop, closes, answer())
+    with pytest.raises(RuntimeError, match="handed to an event loop"):
+        waiting.result(WITHIN)
+    assert kept
+
+
 @pytest.mark.parametrize("wait", [lambda: asyncio.sleep(1000), lambda: asyncio.Event().wait()])
 def test_closed_after_the_coroutine_has_begun(
     loop: asyncio.AbstractEventLoop, elsewhere: ThreadPoolExecutor, wait: Callable[[], Any]
