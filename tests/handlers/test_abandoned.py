@@ -322,3 +322,16 @@ async def test_a_last_delivery_that_fails(
         "BatchStreamHandler: what was left of a run that failed"
     ]
     assert nothing_is_left(handler)
+
+
+@on_asyncio
+@pytest.mark.anyio
+async def test_a_task_that_runs_many_models() -> None:
+    """Promise 9.  Hazard: for each of them, something waits for the end of the task."""
+    handler = batch(sent := Sent(), is_async=True)
+    task: Any = asyncio.current_task()
+    before = len(task._callbacks or ())
+    for _ in range(5):
+        await ScriptedChatModel(tokens=tokens(1)).ainvoke("?", with_handler(handler))
+    assert len(task._callbacks or ()) == before
+    assert sent.texts == tokens(1) * 5
