@@ -69,7 +69,7 @@ def with_handler(handler: Any) -> RunnableConfig:
 
 
 def nothing_is_left(handler: StreamHandler) -> bool:
-    return not (handler._open_states() or handler._begun_in)
+    return not (handler._open_states() or handler._goes_on_in)
 
 
 # -- the end of the loop ------------------------------------------------------------------------
@@ -122,6 +122,31 @@ def test_the_loop_ends(
 
 
 # -- a task that is cancelled -------------------------------------------------------------------
+
+
+@SENDS
+@on_asyncio
+@pytest.mark.anyio
+async def test_a_task_goes_on_after_a_timeout(is_async: bool) -> None:
+    """Hazard: what is held back waits until the task ends, a server's that lives for hours.
+
+    1. The run waits for its third token, in a cancel scope.
+    2. The scope is cancelled; the task goes on.
+    """
+    sent, model = Sent(), silent_model("a", "b")
+    handler = batch(sent, is_async)
+    async with anyio.create_task_group() as tasks:  # a scope
+        tasks.start_soon(eventually_async, lambda: model.record.produced == 2)
+
+        async def stop() -> None:
+            await eventually_async(lambda: model.record.produced == 2)
+            tasks.cancel_scope.cancel()  # 2
+
+        stopping = asyncio.ensure_future(stop())
+        await model.ainvoke("?", with_handler(handler))  # 1
+    await stopping
+    await eventually_async(lambda: sent.texts == ["ab"])
+    assert nothing_is_left(handler)
 
 
 @SENDS

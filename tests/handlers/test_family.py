@@ -431,7 +431,7 @@ def _kept(handler: Any) -> dict[str, int]:
     gc.collect()
     held = {
         name: len(value)
-        for name in ("_states", "_direct", "_streamed", "_begun_in", "_silent", "held_loops")
+        for name in ("_states", "_direct", "_streamed", "_goes_on_in", "_silent", "held_loops")
         if (value := getattr(handler, name, None))
     }
     if isinstance(handler.on_token, StreamHandler):

@@ -41,7 +41,7 @@ async def _hold_up(model: Any, config: Any) -> None:
 def nothing_is_kept(*handlers: StreamHandler) -> bool:
     gc.collect()
     return not any(
-        handler._open_states() or handler._begun_in or list(handler._streamed)
+        handler._open_states() or handler._goes_on_in or list(handler._streamed)
         for handler in handlers
     )
 

@@ -109,8 +109,8 @@ class StreamHandler(Listener):
         self._direct: list[Any] = []  # one at most
         # Whose the last token was, and what is kept of it.  A pair, so that it changes at once.
         self._latest: tuple[object, Any] = _NOBODY
-        # Tasks that have begun a model run whose end was not reported yet.
-        self._begun_in: dict[UUID, tuple[asyncio.Task[Any], Callable[..., None]]] = {}
+        # Tasks in which a model run goes on whose end was not reported yet, see `_watch_task`.
+        self._goes_on_in: dict[UUID, dict[asyncio.Task[Any], Callable[..., None]]] = {}
 
     # -- hooks: what is delivered when -------------------------------------------------------
 
@@ -134,12 +134,12 @@ class StreamHandler(Listener):
 
     def _start(self, kind: str, about: About) -> None:
         if kind == "llm":
-            self._watch_task(about.run_id)
+            self._watch_task(about.run_id, is_whole_run=True)
             self._begin(about)
 
     async def _start_in_task(self, kind: str, about: About, loop: object) -> None:
         if kind == "llm":
-            self._watch_task(about.run_id)
+            self._watch_task(about.run_id, is_whole_run=True)
             await self._begin_in_task(about, loop)
 
     def _run_ended(self, run_id: UUID, error: BaseException | None) -> None:
@@ -180,6 +180,7 @@ class StreamHandler(Listener):
         if run_id is not None and run_id is not self._latest_streamed:
             self._streamed.add(run_id)
             self._latest_streamed = run_id
+            self._watch_task(run_id, is_whole_run=False)
 
     def _llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **details: Any) -> None:
         """LangChain calls this at the end of a model run."""
@@ -235,28 +236,35 @@ class StreamHandler(Listener):
         """A model run has ended, and what was left of it is delivered."""
         if run_id is None:
             return
-        if watched := self._begun_in.pop(run_id, None):
-            task, callback = watched
-            task.remove_done_callback(callback)
+        self._stop_watching(run_id)
         self._run_ended(run_id, error)
 
-    def _watch_task(self, run_id: UUID | None) -> None:
+    def _watch_task(self, run_id: UUID | None, *, is_whole_run: bool) -> None:
         """See to it that nothing of a cancelled run is held back.
 
-        LangChain reports no end of a model whose task is cancelled.
+        LangChain reports no end of a model whose task is cancelled.  The end of the task that
+        called it tells, and, sooner where that goes on, the cancellation of the one that the
+        tokens come from.
         """
         if not self.holds_back or run_id is None or run_id in held_up:
             return
         task = asyncio.current_task() if running_asyncio_loop() is not None else None
-        if task is not None:
-            callback = partial(self._finish_when_abandoned, run_id)
-            self._begun_in[run_id] = task, callback
+        tasks = self._goes_on_in.setdefault(run_id, {}) if task is not None else {}
+        if task is not None and task not in tasks:
+            callback = tasks[task] = partial(self._task_ended, run_id, is_whole_run=is_whole_run)
             task.add_done_callback(callback)
 
-    def _finish_when_abandoned(self, run_id: UUID, task: asyncio.Task[Any]) -> None:
+    def _stop_watching(self, run_id: UUID) -> None:
+        for task, callback in self._goes_on_in.pop(run_id, {}).items():
+            task.remove_done_callback(callback)
+
+    def _task_ended(self, run_id: UUID, task: asyncio.Task[Any], *, is_whole_run: bool) -> None:
         # It may as well go on in another task: nothing is forgotten, and what is held back
         # comes a little early.
-        self._begun_in.pop(run_id, None)
+        if not is_whole_run and not task.cancelled():
+            self._goes_on_in.get(run_id, {}).pop(task, None)
+            return
+        self._stop_watching(run_id)
         loop = task.get_loop()
         if not self.may_wait:
             with _logging(self):
