@@ -63,7 +63,7 @@ class _SafeStreamHandler(StreamHandler):
         try:
             super()._begin(about)
         except Exception as error:
-            self._caught(error)
+            self._caught(error, about.run_id)
 
     async def _begin_in_task(self, about: About, loop: object) -> None:
         try:
@@ -75,7 +75,7 @@ class _SafeStreamHandler(StreamHandler):
         try:
             super()._finish(run_id, response)
         except Exception as error:
-            self._caught(error)
+            self._caught(error, run_id)
 
     async def _finish_in_task(
         self, run_id: UUID | None, loop: object, response: LLMResult | None
@@ -89,7 +89,7 @@ class _SafeStreamHandler(StreamHandler):
         try:
             super()._deliver(text, run_id)
         except Exception as error:
-            self._caught(error)
+            self._caught(error, run_id)
 
     async def _deliver_in_task(self, text: str, run_id: UUID | None, loop: object) -> None:
         try:
@@ -97,7 +97,7 @@ class _SafeStreamHandler(StreamHandler):
         except Exception as error:
             await self._caught_in_task(error)
 
-    def _caught(self, error: Exception) -> None:
+    def _caught(self, error: Exception, run_id: UUID | None) -> None:
         logger.error("an exception in the callback %r", self.on_token, exc_info=error)
         if self._on_error is None:
             return
@@ -105,7 +105,8 @@ class _SafeStreamHandler(StreamHandler):
             waiting: Any = self._on_error(error)
             if inspect.isawaitable(waiting):
                 # One that may not run is closed, not what it is wrapped in.
-                self.finish_in_thread(waiting if inspect.iscoroutine(waiting) else awaited(waiting))
+                coroutine = waiting if inspect.iscoroutine(waiting) else awaited(waiting)
+                self.finish_in_thread(coroutine, run_id)
         except Exception:
             logger.exception("an exception in on_error %r", self._on_error)
 
