@@ -135,14 +135,14 @@ async def test_a_task_goes_on_after_a_timeout(is_async: bool) -> None:
     """
     sent, model = Sent(), silent_model("a", "b")
     handler = batch(sent, is_async)
-    async with anyio.create_task_group() as tasks:  # a scope
-        tasks.start_soon(eventually_async, lambda: model.record.produced == 2)
+    scope = anyio.CancelScope()
 
-        async def stop() -> None:
-            await eventually_async(lambda: model.record.produced == 2)
-            tasks.cancel_scope.cancel()  # 2
+    async def stop() -> None:
+        await eventually_async(lambda: model.record.produced == 2)
+        scope.cancel()  # 2
 
-        stopping = asyncio.ensure_future(stop())
+    stopping = asyncio.ensure_future(stop())
+    with scope:
         await model.ainvoke("?", with_handler(handler))  # 1
     await stopping
     await eventually_async(lambda: sent.texts == ["ab"])

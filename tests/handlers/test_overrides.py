@@ -10,7 +10,7 @@ from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import BaseCallbackHandler, manager
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 
 from queuestream import QueueStreamHandler, StreamHandler
@@ -305,8 +305,12 @@ def test_on_chat_model_start_of_a_base_stays() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_chat_form_above_one_that_has_none(way: Callable[..., Any]) -> None:
+def test_a_chat_form_above_one_that_has_none(
+    way: Callable[..., Any], request: pytest.FixtureRequest
+) -> None:
     """LangChain calls the other form, as it does where the base is its own."""
+    if "held up" in request.node.name and not hasattr(manager, "_achat_model_start_fallback"):
+        pytest.skip("this langchain-core has no other form for coroutines on synchronous runs yet")
     calls: list[str] = []
 
     class Base(StreamHandler):

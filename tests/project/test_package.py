@@ -59,4 +59,5 @@ def test_a_name_that_there_is_not(package: Any) -> None:
 
 
 def test_modules_are_there_without_an_import_of_their_own() -> None:
-    assert queuestream.errors.QueueStreamError.__name__ == "QueueStreamError"
+    package: Any = queuestream
+    assert package.errors.QueueStreamError.__name__ == "QueueStreamError"
