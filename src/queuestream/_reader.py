@@ -133,7 +133,8 @@ class Reader(Generic[T]):
         is_hot = self.left_of_turn <= TURN - _HOT
         self.left_of_turn = TURN
         if is_hot:
-            await end_turn()
+            with self.tokens.consuming():
+                await end_turn()
             if (value := self.get_now()) is not None:
                 return value
         while True:

@@ -13,6 +13,7 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from queuestream import stream
 from queuestream._token_queue import TokenQueue
+from queuestream.errors import ConcurrentIterationError
 from queuestream.events import Selection
 from queuestream.handlers.feed import FeedHandler
 from tests.support.backends import ASYNCIO_BACKENDS
@@ -61,6 +62,30 @@ async def test_a_consumer_that_is_always_behind(run_in: Any, select: Any) -> Non
                 turns.note()
             tasks.cancel_scope.cancel()
     assert turns.longest <= BOUND
+
+
+async def test_who_lets_others_run_is_the_consumer_meanwhile() -> None:
+    """Hazard: another takes its token, and neither is told that they overlap."""
+    model = ScriptedChatModel(tokens=tokens(200))
+    overlapping: list[ConcurrentIterationError] = []
+    taken: list[str] = []
+    async with stream(model, "?", run_in="thread", maxsize=0) as answer:
+        await anyio.to_thread.run_sync(model.record.wait_until_finalized)
+
+        async def take() -> None:
+            try:
+                taken.append(await answer.__anext__())
+            except ConcurrentIterationError as error:
+                overlapping.append(error)
+
+        for _ in range(TURN - 1):
+            await take()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take)
+            tasks.start_soon(take)
+        assert taken == tokens(TURN)
+        assert len(overlapping) == 1
+        assert [token async for token in answer] == tokens(200 - TURN, start=TURN)
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS)
