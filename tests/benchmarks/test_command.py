@@ -141,7 +141,7 @@ def test_the_docs_page_has_the_marks_and_its_plots() -> None:
 
 
 def test_every_plot_is_drawn_of_what_was_measured(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="it is in the dependency group of the benchmarks")
     parts: dict[str, Any] = {
         "burst": [
             Series("invoke", "us", [4.0, 5.0]),

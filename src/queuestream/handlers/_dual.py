@@ -323,7 +323,7 @@ def _has_no_chat_form(_self: object, *_args: Any, **_kwargs: Any) -> None:
     raise NotImplementedError
 
 
-def dual_overrides(cls: type, events: Collection[str]) -> None:
+def dual_overrides(cls: Any, events: Collection[str]) -> None:
     """Make dual methods of what a user's class, or one that it is mixed with, overrides.
 
     It gets the class attributes ``has_overrides`` and, with an ``async def`` among them,
@@ -334,14 +334,14 @@ def dual_overrides(cls: type, events: Collection[str]) -> None:
         if method is _has_no_chat_form:
             continue
         if inspect.iscoroutinefunction(method):
-            cls.has_overrides = cls.has_async_overrides = True  # type: ignore[attr-defined]
+            cls.has_overrides = cls.has_async_overrides = True
             setattr(cls, name, _dual_of_coroutine(name, method))
         elif inspect.isfunction(method):
-            cls.has_overrides = True  # type: ignore[attr-defined]
+            cls.has_overrides = True
             base = next(vars(base)[name] for base in cls.__mro__ if _has_dual(base, name))
             setattr(cls, name, _dual_of_plain(name, method, in_place=base.in_place))
     if _is_ours(cls, "on_chat_model_start") and not _is_ours(cls, "on_llm_start"):
-        cls.on_chat_model_start = _has_no_chat_form  # type: ignore[attr-defined]
+        cls.on_chat_model_start = _has_no_chat_form
 
 
 def _has_dual(cls: type, name: str) -> bool:
