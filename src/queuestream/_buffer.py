@@ -43,7 +43,7 @@ from queuestream._wakeups import ThreadWaiter, async_waiter
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from queuestream._wakeups import Waiter
+    from queuestream._wakeups import AsyncWaiter, Waiter
 
 __all__ = ["BLOCKED", "Blocked", "Buffer", "Stale", "checked_maxsize", "members"]
 
@@ -420,12 +420,17 @@ class Buffer(Generic[T]):
             raise
         return done
 
-    async def wait_in_task(self, attempt: Callable[[Waiter | None], R | Blocked]) -> R:
-        """Repeat an attempt until it works.
+    async def wait_in_task(
+        self,
+        attempt: Callable[[Waiter | None], R | Blocked],
+        waiter: AsyncWaiter | None = None,
+    ) -> R:
+        """Repeat an attempt until it works; with a waiter of this loop that nobody has yet.
 
         **Cancellation**: nothing was attempted; a wake-up passes to the next in line.
         """
-        waiter = async_waiter()
+        if waiter is None:
+            waiter = async_waiter()
         waiter.on_lost = self._leave
         try:
             while (done := attempt(waiter)) is BLOCKED:

@@ -42,7 +42,13 @@ from janus import (
 
 from queuestream._buffer import BLOCKED, Buffer, Stale, checked_maxsize, members
 from queuestream._meter import Meter
-from queuestream._wakeups import current_loop, end_turn, must_yield, running_asyncio_loop
+from queuestream._wakeups import (
+    async_waiter,
+    current_loop,
+    end_turn,
+    must_yield,
+    running_asyncio_loop,
+)
 from queuestream.errors import (
     ConcurrentIterationError,
     PlacementError,
@@ -57,6 +63,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import janus
+
+    from queuestream._wakeups import AsyncWaiter
 
 __all__ = [
     "DEFAULT_MAXSIZE",
@@ -156,9 +164,11 @@ class TokenQueue(Generic[T]):
         "__weakref__",
         "_async_q",
         "_close_is_done",
+        "_get",
         "_is_ours",
         "_join",
         "_sync_q",
+        "_waiter",
         "_warned",
         "buffer",
         "closed",
@@ -211,6 +221,9 @@ class TokenQueue(Generic[T]):
             self._sync_q, self._async_q = _checked_faces(queue)
             if isinstance(self._sync_q, SyncFace):
                 self.buffer = self._sync_q.buffer
+        if self.buffer is not None:
+            self._get = partial(self.buffer.try_get, shut_down=SyncQueueShutDown)
+        self._waiter: AsyncWaiter | None = None
         self.measure(Meter())
         self.consumers: list[object] = []
         self.consumer_thread: int | None = None
@@ -416,8 +429,7 @@ class TokenQueue(Generic[T]):
                     return self._sync_q.get()
                 if (item := buffer.get_now()) is not BLOCKED:
                     return item
-                attempt = partial(buffer.try_get, shut_down=SyncQueueShutDown)
-                return buffer.wait_in_thread(attempt, None, SyncQueueEmpty)
+                return buffer.wait_in_thread(self._get, None, SyncQueueEmpty)
         except Exception as error:
             if not _is_shutdown(error):
                 raise
@@ -465,10 +477,11 @@ class TokenQueue(Generic[T]):
                     return await self._async_q.get()
                 if must_yield():
                     await end_turn()
-                if (item := buffer.get_now()) is not BLOCKED:
-                    return item
-                attempt = partial(buffer.try_get, shut_down=AsyncQueueShutDown)
-                return await buffer.wait_in_task(attempt)
+                waiter, self._waiter = self._waiter, None  # it serves again, if all goes well
+                waiter = async_waiter(waiter)
+                item = await buffer.wait_in_task(self._get, waiter)
+                self._waiter = waiter
+                return item
         except Exception as error:
             if not _is_shutdown(error):
                 raise

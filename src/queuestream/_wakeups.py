@@ -365,6 +365,9 @@ class _AsyncioWaiter(AsyncWaiter):
         if not self._opened:
             self._asyncio_future_blocking = True
             yield self
+            turn = _here.turn
+            if turn.left > 0:  # else somebody is about to end it, see `must_yield`
+                turn.left = TURN + 1  # so many puts as waited to be got, and one more that waits
         self.result()
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
@@ -432,13 +435,19 @@ def _loop_of_asyncio_task() -> asyncio.AbstractEventLoop | None:
     return None if loop is None or asyncio.current_task(loop) is None else loop
 
 
-def async_waiter() -> AsyncWaiter:
+def async_waiter(used: AsyncWaiter | None = None) -> AsyncWaiter:
     """A waiter for the running task.
+
+    Args:
+        used: One whose last wake-up has arrived; it serves again, if it is of this loop.
 
     Raises:
         RuntimeError: If neither asyncio nor trio runs in this thread.
     """
     if (asyncio_loop := _loop_of_asyncio_task()) is not None:
+        if type(used) is _AsyncioWaiter and used.get_loop() is asyncio_loop:
+            used.ticket = 0
+            return used
         return _AsyncioWaiter(asyncio_loop)
     loop = anyio.lowlevel.current_token().native_token
     if isinstance(loop, asyncio.AbstractEventLoop):
