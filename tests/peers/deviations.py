@@ -98,17 +98,10 @@ if sys.version_info < (3, 11):
     }
 
 if sys.version_info >= (3, 13):
-    _A_TURN_LATER = Deviation(
-        "a shutdown wakes through the loop's doorbell, because it may come from a signal"
-        " handler, and so one turn of the loop later",
-        AssertionError,
-    )
     DEVIATIONS |= {
         "asyncio.LifoQueueShutdownTests": _BY_PRIORITY,
         "asyncio.PriorityQueueShutdownTests": _BY_PRIORITY,
         "asyncio.QueueShutdownTests.test_format": _PRIVATE,
-        "asyncio.QueueShutdownTests.test_shutdown_empty": _A_TURN_LATER,
-        "asyncio.QueueShutdownTests.test_shutdown_nonempty": _A_TURN_LATER,
         "queue.PyQueueTest.test_shutdown_allowed_transitions": Deviation(
             "reads `is_shutdown`; janus's name is `closed`", AttributeError
         ),
