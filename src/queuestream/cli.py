@@ -21,13 +21,13 @@ import io
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from queuestream._ctrl_c import closed_by_ctrl_c
 from queuestream.demo import DemoChatModel
 from queuestream.errors import PlacementError
 from queuestream.token_stream import stream
@@ -262,7 +262,7 @@ def _with_for(target: Any, value: Any, run_in: str) -> int:
     tokens = _open(target, value, run_in)
     screen.begin()
     try:
-        with tokens, _closed_by_ctrl_c(tokens):
+        with tokens, closed_by_ctrl_c(tokens.close):
             for token in tokens:
                 screen.show(token)
     except _OutputClosedError:
@@ -297,38 +297,6 @@ async def _with_async_for(target: Any, value: Any, run_in: str) -> int:
         return screen.fail(error)
     screen.end(result=tokens.result)
     return DONE
-
-
-@contextlib.contextmanager
-def _closed_by_ctrl_c(tokens: TokenStream[str]) -> Generator[None]:
-    """Have Ctrl-C wake the loop for certain.
-
-    Python raises KeyboardInterrupt between two bytecodes.  A signal that comes when the main
-    thread is about to sleep on a lock waits until that thread is woken by something else.  So
-    another thread hears of signals, too, and closes the stream, which wakes the loop.
-    """
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    heard, said = socket.socketpair()
-    said.setblocking(False)
-
-    def listen() -> None:
-        while number := heard.recv(1):
-            if number[0] == signal.SIGINT:
-                tokens.close()
-
-    listener = threading.Thread(target=listen, name="queuestream signals", daemon=True)
-    listener.start()
-    before = signal.set_wakeup_fd(said.fileno(), warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        said.close()
-        listener.join()
-        heard.close()
 
 
 def _run_loop(main: Coroutine[Any, Any, int]) -> int:
@@ -369,7 +337,7 @@ def _cancelled_by_ctrl_c(
         loop.call_soon_threadsafe(task.cancel)
 
     try:
-        # The loop hears of it even when it is about to sleep, see `_closed_by_ctrl_c`.
+        # The loop hears of it even when it is about to sleep, see `closed_by_ctrl_c`.
         loop.add_signal_handler(signal.SIGINT, cancel)
     except NotImplementedError:  # Windows
         signal.signal(signal.SIGINT, cancel)
