@@ -10,11 +10,17 @@ if TYPE_CHECKING:
     from tests.ui.conftest import App
 
 
+def open_chat(gradio_app: App, page: Any) -> Any:
+    """Open Gradio's page; the box for questions, when somebody listens to it."""
+    with page.expect_request("**/heartbeat/**"):
+        page.goto(gradio_app.url)
+    return page.get_by_role("textbox").first
+
+
 def test_gradio_shows_growing_text_and_its_stop_button_stops_the_model(
     gradio_app: App, page: Any, screenshots: Path
 ) -> None:
-    page.goto(gradio_app.url)
-    box = page.get_by_role("textbox").first
+    box = open_chat(gradio_app, page)
     box.fill("hello")
     box.press("Enter")
     page.get_by_text("You said hello.").wait_for()
@@ -32,8 +38,7 @@ def test_gradio_shows_growing_text_and_its_stop_button_stops_the_model(
 
 
 def test_a_browser_that_leaves_gradio_stops_the_model(gradio_app: App, page: Any) -> None:
-    page.goto(gradio_app.url)
-    box = page.get_by_role("textbox").first
+    box = open_chat(gradio_app, page)
     box.fill("endless")
     box.press("Enter")
     gradio_app.wait_for("made 5")

@@ -47,7 +47,7 @@ def test_an_error_of_the_model_is_the_script_s() -> None:
     app.run()
     app.text_input[0].set_value("fail").run()
     assert app.exception[0].message == "the line went dead"
-    assert app.chat_message[0].markdown[0].value == "one two "
+    assert app.chat_message[0].markdown[0].value.strip() == "one two"
     assert not app.caption
 
 

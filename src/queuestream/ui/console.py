@@ -110,11 +110,15 @@ def _show_live(
     from rich.live import Live  # noqa: PLC0415 - an extra
 
     view = _View(tokens, markdown=markdown)
+    live = Live(view, console=console, transient=True, refresh_per_second=10)
     how = "stopped"
     try:
-        with Live(view, console=console, transient=True, refresh_per_second=10):
+        try:
+            live.start(refresh=True)  # in here, too, Ctrl-C must not leave the cursor hidden
             for _ in tokens:  # the view looks at the stream when it is drawn
                 pass
+        finally:
+            live.stop()
         how = "done"
     except Exception:
         how = "failed"
