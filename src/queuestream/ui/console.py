@@ -162,11 +162,15 @@ class _View:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.segment import Segment  # noqa: PLC0415 - an extra
+        from rich.text import Text  # noqa: PLC0415 - an extra
 
         height = max(1, (options.max_height or console.height) - 2)
         lines = console.render_lines(self.text(), options, pad=False) if self._tokens.text else []
         for line in lines[-height:]:  # its end is what is read
             yield from line
             yield Segment.line()
-        self._spinner.update(text=self.summary("typing"), style="dim")
+        # One row, however narrow the screen is.
+        said = Text(self.summary("typing"), "dim", no_wrap=True, overflow="ellipsis")
+        said.truncate(max(1, options.max_width - 2))
+        self._spinner.update(text=said)
         yield self._spinner

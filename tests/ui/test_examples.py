@@ -1,0 +1,106 @@
+"""The examples that need a framework: they start, and the tokens come one by one."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from gradio_client import Client
+from streamlit.testing.v1 import AppTest
+
+from queuestream.demo import PASSAGE
+from tests.examples.programs import EXAMPLES, run, tokens_of
+from tests.examples.test_examples import WITH_A_FRAMEWORK
+from tests.ui.conftest import App, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TESTED = {
+    "chainlit_app.py",  # in test_browser.py
+    "console_chat.py",
+    "django_asgi.py",
+    "django_wsgi.py",
+    "flask_app.py",
+    "gradio_chat.py",
+    "streamlit_chat.py",
+}
+
+
+def test_each_example_has_its_test() -> None:
+    assert TESTED == WITH_A_FRAMEWORK
+
+
+@contextmanager
+def serving(name: str) -> Iterator[App]:
+    port = free_port()
+    app = App(str(EXAMPLES / name), str(port), port=port)
+    try:
+        app.wait_until_it_serves()
+        yield app
+    finally:
+        app.stop()
+
+
+@pytest.mark.parametrize("name", ["flask_app.py", "django_wsgi.py", "django_asgi.py"])
+def test_events_come_one_by_one(name: str) -> None:
+    """A server or middleware that gathers the body would send all of it at the end."""
+    with serving(name) as app, httpx.stream("GET", app.url, params={"q": "?"}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        parts = list(response.iter_text())
+    body = "".join(parts)
+    said = re.findall(r'^data: (".*")$', body, re.MULTILINE)
+    assert [json.loads(text) for text in said] == tokens_of(PASSAGE)
+    assert body.endswith("event: end\ndata: {}\n\n")
+    assert len(parts) > len(said) / 2
+
+
+@pytest.mark.parametrize("name", ["flask_app.py", "django_wsgi.py", "django_asgi.py"])
+def test_a_client_that_leaves_leaves_a_server_that_answers(name: str) -> None:
+    with serving(name) as app:
+        with httpx.stream("GET", app.url) as response:
+            next(response.iter_text())
+        assert "event: end" in httpx.get(app.url).text
+        assert not [line for line in app.log if "Traceback" in line]
+
+
+def test_the_gradio_chat_answers() -> None:
+    with serving("gradio_chat.py") as app:
+        client = Client(app.url, verbose=False, analytics_enabled=False)
+        job = client.submit("What is a stream?", api_name="/chat")
+        assert job.result(timeout=20) == PASSAGE
+        assert len(job.outputs()) > 5
+
+
+def test_the_streamlit_chat_answers() -> None:
+    app = AppTest.from_file(str(EXAMPLES / "streamlit_chat.py"), default_timeout=30).run()
+    app.chat_input[0].set_value("What is a stream?").run()
+    assert not app.exception
+    assert [message.markdown[0].value.strip() for message in app.chat_message] == [
+        "What is a stream?",
+        PASSAGE.strip(),
+    ]
+
+
+def test_the_console_chat_writes_plain_text_to_a_pipe() -> None:
+    said = run(EXAMPLES / "console_chat.py")
+    assert said == f"# Streams\n\n{PASSAGE}({len(PASSAGE.split()) + 2} words)\n"
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """IPython runs its cells, also the one with `async with` at the top."""
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--quick", str(EXAMPLES / "jupyter.ipynb")],
+        capture_output=True, encoding="utf-8", check=False, cwd=tmp_path,
+        env={"IPYTHONDIR": str(tmp_path), "PATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert PASSAGE in done.stdout
+    assert done.stdout.rstrip().endswith(f"{len(tokens_of(PASSAGE))} tokens")
