@@ -30,6 +30,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # loopback and nothing else
 ]
 
 STREAMLIT = [
@@ -44,7 +45,7 @@ STREAMLIT = [
 
 # The packages are the dependency group of the environment `web`; there this file's import of
 # them would fail if one were missing.  Everywhere else the tests are not collected.
-if MISSING and not os.environ.get("TOX_ENV_NAME") == "web":
+if MISSING and os.environ.get("TOX_ENV_NAME") != "web":
     collect_ignore_glob = ["test_*.py"]
 
 
@@ -110,7 +111,7 @@ class App:
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
+            except OSError:  # noqa: PERF203 - it is the loop's condition
                 assert time.monotonic() < deadline, "".join(self.log[-30:])
                 assert self._process.poll() is None, "".join(self.log[-30:])
                 time.sleep(0.05)
@@ -150,7 +151,9 @@ def gradio_app() -> Iterator[App]:
 def streamlit_app() -> Iterator[App]:
     """A Streamlit app with the same model."""
     port = free_port()
-    app = App(*STREAMLIT, f"--server.port={port}", str(ROOT / "tests/ui/apps/streamlit_app.py"), port=port)
+    app = App(
+        *STREAMLIT, f"--server.port={port}", str(ROOT / "tests/ui/apps/streamlit_app.py"), port=port
+    )
     try:
         app.wait_until_it_serves()
         yield app
@@ -160,13 +163,14 @@ def streamlit_app() -> Iterator[App]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium, driven by Playwright, whose loop holds this thread: not for modules with asyncio."""
-    from playwright.sync_api import sync_playwright
+    """Chromium, driven by Playwright.
+
+    Its loop runs in this thread while a test waits: not for modules that use asyncio.
+    """
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - not installed everywhere
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, headless=True, args=FLAGS
-        )
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         yield chromium
         chromium.close()
 
@@ -175,14 +179,6 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     """A page of its own for a test, which reaches loopback only."""
     context = browser.new_context(viewport={"width": 1000, "height": 700})
-
-    def only_loopback(route: Any) -> None:
-        if route.request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
-            route.continue_()
-        else:
-            route.abort()
-
-    context.route("**/*", only_loopback)
     page = context.new_page()
     page.set_default_timeout(15_000)
     yield page

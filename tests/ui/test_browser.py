@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tests.examples.programs import EXAMPLES
+from tests.ui.conftest import App, free_port
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.ui.conftest import App
-
 
 def open_chat(gradio_app: App, page: Any) -> Any:
-    """Open Gradio's page; the box for questions, when somebody listens to it."""
-    with page.expect_request("**/heartbeat/**"):
-        page.goto(gradio_app.url)
+    """Open Gradio's page; the box for questions."""
+    page.goto(gradio_app.url)
     return page.get_by_role("textbox").first
 
 
@@ -93,3 +93,24 @@ def test_the_end_of_a_session_stops_a_silent_model(streamlit_app: App, page: Any
     streamlit_app.wait_for("made 2")
     page.close()
     streamlit_app.wait_for("left silent", within=30)
+
+
+def test_the_chainlit_example_answers(page: Any, screenshots: Path, tmp_path: Path) -> None:
+    """Chainlit writes files where it runs, hence the folder."""
+    port = free_port()
+    program = tmp_path / "chainlit_app.py"
+    program.write_text((EXAMPLES / "chainlit_app.py").read_text("utf-8"), "utf-8")
+    command = ["-m", "chainlit", "run", str(program), "--headless", "--port", str(port)]
+    app = App(*command, "--host", "127.0.0.1", port=port, cwd=tmp_path)
+    try:
+        app.wait_until_it_serves()
+        page.goto(app.url)
+        box = page.locator("#chat-input")
+        box.click()
+        box.press_sequentially("What is a stream?")
+        box.press("Enter")
+        page.get_by_text("always comes.").wait_for()
+        page.screenshot(path=screenshots / "chainlit.png")
+    finally:
+        app.stop()
+    assert not [line for line in app.log if "Traceback" in line]

@@ -115,7 +115,7 @@ def test_plain_text_is_written_token_by_token() -> None:
     def ask(question: str, callbacks: Any = None) -> None:
         model = ScriptedChatModel(tokens=["a", "b", "c"])
         for _ in model.stream(question, {"callbacks": callbacks}):
-            seen.append(file.flushed)
+            seen.append(file.flushed)  # noqa: PERF401 - looked at meanwhile
 
     console_stream(ask, "?", console=Console(file=file), maxsize=1, overflow="block")
     assert file.flushed == "abc\n"

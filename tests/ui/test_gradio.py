@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from gradio_client import Client
@@ -12,7 +13,9 @@ from gradio_client import Client
 from queuestream.ui import gradio_chat
 from tests.support.gates import eventually
 from tests.support.models import ScriptedChatModel
-from tests.ui.conftest import App
+
+if TYPE_CHECKING:
+    from tests.ui.conftest import App
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def test_the_client_gets_the_text_so_far(client: Client) -> None:
     job = client.submit("hello", api_name="/chat")
     assert job.result(timeout=20) == "You said **hello**."
     heard = job.outputs()
-    assert [after.startswith(before) for before, after in zip(heard, heard[1:], strict=False)]
+    assert all(after.startswith(before) for before, after in pairwise(heard))
     assert len(heard) > 1
 
 

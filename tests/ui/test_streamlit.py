@@ -92,8 +92,7 @@ class ScriptContext:
 
 @pytest.fixture(autouse=True)
 def _st_calls_are_yield_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`st.empty` raises what a `ScriptRunner` raises; the tests with real apps have the real one."""
-
+    """`st.empty` raises what a `ScriptRunner` raises; tests with real apps have the real one."""
     real = scriptrunner.get_script_run_ctx
 
     def context_here(suppress_warning: bool = False) -> Any:

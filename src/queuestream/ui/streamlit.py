@@ -88,9 +88,7 @@ def streamlit_stream(
         options = {"run_in": "background", **options}  # a silent thread cannot be stopped
     if not isinstance(restart, str):
         raise TypeError(f"restart must be a text to write, not {restart!r}")
-    return StreamlitStream(
-        open_stream("streamlit_stream", target, input, config, options), restart
-    )
+    return StreamlitStream(open_stream("streamlit_stream", target, input, config, options), restart)
 
 
 class StreamlitStream(Generator[str, None, None]):
@@ -138,7 +136,7 @@ class StreamlitStream(Generator[str, None, None]):
                 raise
         raise StopIteration
 
-    def send(self, value: None, /) -> str:
+    def send(self, value: None, /) -> str:  # noqa: ARG002 - the signature of a generator
         """Return the next text, as `next` does."""
         return next(self)
 
@@ -237,8 +235,7 @@ def _is_asked_to_stop(requests: Any) -> bool:
 
 def _let_streamlit_stop() -> None:
     """Make an ``st`` call: if the script is to stop, Streamlit raises in it."""
-    import streamlit  # noqa: PLC0415, ICN001 - an extra; not our namesake
-
+    import streamlit  # noqa: PLC0415 - an extra; not our namesake
     from streamlit.runtime.scriptrunner import get_script_run_ctx  # noqa: PLC0415 - an extra
 
     context = get_script_run_ctx(suppress_warning=True)

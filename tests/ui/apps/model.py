@@ -32,9 +32,7 @@ class ObedientModel(BaseChatModel):
         msg = "only ainvoke is expected here"
         raise NotImplementedError(msg)
 
-    async def _agenerate(
-        self, messages: list[BaseMessage], *_: Any, **__: Any
-    ) -> ChatResult:
+    async def _agenerate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
         return await agenerate_from_stream(self._astream(messages))
 
     async def _astream(
