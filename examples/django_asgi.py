@@ -31,7 +31,7 @@ async def events(question: str) -> AsyncIterator[str]:
 async def answer(request: HttpRequest) -> StreamingHttpResponse:
     """Answer `?q=...`."""
     return StreamingHttpResponse(
-        events(request.GET.get("q", "What is a stream?")),
+        events(str(request.GET.get("q", "What is a stream?"))),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from socketserver import ThreadingMixIn
+from typing import Any
 from wsgiref.simple_server import WSGIServer, make_server
 
 from django.conf import settings
@@ -33,14 +34,14 @@ def events(question: str) -> Iterator[str]:
 def answer(request: HttpRequest) -> StreamingHttpResponse:
     """Answer `?q=...`."""
     return StreamingHttpResponse(
-        events(request.GET.get("q", "What is a stream?")),
+        events(str(request.GET.get("q", "What is a stream?"))),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )
 
 
 urlpatterns = [path("", answer)]
-application = get_wsgi_application()
+application: Any = get_wsgi_application()
 
 
 class Server(ThreadingMixIn, WSGIServer):

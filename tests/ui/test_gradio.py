@@ -26,7 +26,7 @@ def client(gradio_app: App) -> Client:
 def test_the_client_gets_the_text_so_far(client: Client) -> None:
     job = client.submit("hello", api_name="/chat")
     assert job.result(timeout=20) == "You said **hello**."
-    heard = job.outputs()
+    heard = [str(text) for text in job.outputs()]
     assert all(after.startswith(before) for before, after in pairwise(heard))
     assert len(heard) > 1
 
@@ -36,7 +36,7 @@ def test_a_cancelled_job_stops_the_model(
     gradio_app: App, client: Client, question: str, before: str
 ) -> None:
     """The model is silent: no token comes at which a stop could be noticed."""
-    job = client.submit(question, api_name="/chat")
+    job: Any = client.submit(question, api_name="/chat")
     gradio_app.wait_for(before)
     eventually(lambda: job.communicator.event_id)  # before that the client cancels nothing
     job.cancel()
@@ -46,7 +46,7 @@ def test_a_cancelled_job_stops_the_model(
 def test_a_restart_clears_the_text(client: Client) -> None:
     job = client.submit("flaky", api_name="/chat")
     assert job.result(timeout=20) == "good answer"
-    heard = job.outputs()
+    heard = [str(text) for text in job.outputs()]
     assert any(text.startswith("one") for text in heard)
     assert not any("one" in text and "good" in text for text in heard)
 

@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Generator
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import Runnable
@@ -149,7 +150,10 @@ class StreamlitStream(Generator[str, None, None]):
     ) -> str:
         """Stop the run and raise the exception."""
         self.close()
-        return super().throw(typ, val, tb)
+        error: Any = typ if val is None else val
+        if isinstance(error, type):
+            error = error()
+        raise error if tb is None else error.with_traceback(tb)
 
     def close(self) -> None:
         """Stop the run.  Idempotent, never waits, from any thread."""
@@ -235,9 +239,9 @@ def _is_asked_to_stop(requests: Any) -> bool:
 
 def _let_streamlit_stop() -> None:
     """Make an ``st`` call: if the script is to stop, Streamlit raises in it."""
-    import streamlit  # noqa: PLC0415 - an extra; not our namesake
     from streamlit.runtime.scriptrunner import get_script_run_ctx  # noqa: PLC0415 - an extra
 
     context = get_script_run_ctx(suppress_warning=True)
     if context is not None and _is_asked_to_stop(context.script_requests):
-        streamlit.empty()
+        st: Any = import_module("streamlit")  # a type checker would take this file for it
+        st.empty()
