@@ -11,13 +11,14 @@ queue that lives on both sides of that border::
 
 Everything is imported when it is first asked for.  The layers, each importing only from
 those before it: ``_lazy``; `errors`; ``_messages`` (takes apart what models report);
-``_checks`` (of arguments); ``_wakeups`` (wakes a waiter); ``_buffer`` (guards the items);
+``_checks`` (of arguments); ``_ctrl_c`` (wakes a loop); ``_wakeups`` (wakes a waiter);
+``_buffer`` (guards the items);
 `mixed_queue` (its two faces); ``_meter`` (what is measured); ``_token_queue`` (a run and its
 consumer at the two ends of a queue); `events` (from LangChain's reports to what is
 iterated); ``_reader`` (the consumer's end); ``_attempts`` (what is a restart of what);
 ``_background`` (the shared loop); ``_containment`` (what a run makes on a loop); `handlers`
 (LangChain's callbacks); ``_calls`` (a target with its arguments); `producers` (where a run
-happens); `token_stream` (all joined).
+happens); `token_stream` (all joined); ``ui`` (screens).
 """
 
 from __future__ import annotations
@@ -59,5 +60,6 @@ __getattr__, __dir__ = lazy(
         "handlers": None,
         "mixed_queue": None,
         "token_stream": None,
+        "ui": None,
     },
 )
