@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gradio_client import Client
 
+from queuestream import MixedQueue
 from queuestream.ui import gradio_chat
 from tests.support.gates import eventually
 from tests.support.models import ScriptedChatModel
@@ -105,6 +106,8 @@ def test_bad_arguments_are_refused_before_there_is_a_question() -> None:
     model = ScriptedChatModel(tokens=["a"])
     with pytest.raises(TypeError, match="leave select= out"):
         gradio_chat(model, select="text")
+    with pytest.raises(TypeError, match="leave queue= out"):
+        gradio_chat(model, queue=MixedQueue(3))
     with pytest.raises(TypeError, match="to_input must be a function"):
         gradio_chat(model, to_input="question")  # type: ignore[arg-type] # that is the test
     with pytest.raises(ValueError, match="maxsize"):

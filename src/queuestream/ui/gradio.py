@@ -58,7 +58,8 @@ def gradio_chat(
 
     Raises:
         ModuleNotFoundError: If Gradio is not installed.
-        TypeError: If an argument is none that `queuestream.stream` takes, or is ``select``.
+        TypeError: If an argument is none that `queuestream.stream` takes, or is ``select``
+            or ``queue``.
         ValueError: As of `queuestream.stream`.
 
     **Cancellation**: Gradio's stop button, and a browser that leaves, stop the run.
@@ -68,6 +69,10 @@ def gradio_chat(
     require_extra("gradio", "gradio", "gradio_chat")
     if to_input is not None and not callable(to_input):
         raise TypeError(f"to_input must be a function of a list of messages, not {to_input!r}")
+    if options.get("queue") is not None:
+        raise TypeError(
+            "a queue serves one stream, and each question has its own: leave queue= out"
+        )
     open_stream("gradio_chat", target, None, config, options).close()  # is all of it allowed?
 
     async def chat(message: Any, history: Any = (), *additional: Any) -> AsyncGenerator[str, None]:
