@@ -49,10 +49,15 @@ def serving(name: str) -> Iterator[App]:
         app.stop()
 
 
-@pytest.mark.parametrize("name", ["flask_app.py", "django_wsgi.py", "django_asgi.py"])
-def test_events_come_one_by_one(name: str) -> None:
+@pytest.fixture(scope="module", params=["flask_app.py", "django_wsgi.py", "django_asgi.py"])
+def app(request: pytest.FixtureRequest) -> Iterator[App]:
+    with serving(request.param) as app:
+        yield app
+
+
+def test_events_come_one_by_one(app: App) -> None:
     """A server or middleware that gathers the body would send all of it at the end."""
-    with serving(name) as app, httpx.stream("GET", app.url, params={"q": "?"}) as response:
+    with httpx.stream("GET", app.url, params={"q": "?"}) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         parts = list(response.iter_text())
     body = "".join(parts)
@@ -62,13 +67,34 @@ def test_events_come_one_by_one(name: str) -> None:
     assert len(parts) > len(said) / 2
 
 
-@pytest.mark.parametrize("name", ["flask_app.py", "django_wsgi.py", "django_asgi.py"])
-def test_a_client_that_leaves_leaves_a_server_that_answers(name: str) -> None:
-    with serving(name) as app:
-        with httpx.stream("GET", app.url) as response:
-            next(response.iter_text())
-        assert "event: end" in httpx.get(app.url).text
-        assert not [line for line in app.log if "Traceback" in line]
+def test_a_client_that_leaves_leaves_a_server_that_answers(app: App) -> None:
+    with httpx.stream("GET", app.url) as response:
+        next(response.iter_text())
+    assert "event: end" in httpx.get(app.url).text
+    assert not [line for line in app.log if "Traceback" in line]
+
+
+OBEDIENT = """
+import runpy, sys
+import queuestream.demo
+from tests.ui.apps.model import ObedientModel
+queuestream.demo.DemoChatModel = lambda **options: ObedientModel()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("question", ["silent", "mute"])
+def test_a_client_that_leaves_django_under_asgi_stops_a_silent_model(question: str) -> None:
+    port = free_port()
+    app = App("-c", OBEDIENT, str(EXAMPLES / "django_asgi.py"), str(port), port=port)
+    try:
+        app.wait_until_it_serves()
+        with httpx.stream("GET", app.url, params={"q": question}):
+            app.wait_for("made 2" if question == "silent" else "asked mute")
+        app.wait_for(f"left {question}")
+    finally:
+        app.stop()
 
 
 def test_the_gradio_chat_answers() -> None:
