@@ -95,11 +95,16 @@ def test_the_end_of_a_session_stops_a_silent_model(streamlit_app: App, page: Any
     streamlit_app.wait_for("left silent", within=30)
 
 
-def test_the_chainlit_example_answers(page: Any, screenshots: Path, tmp_path: Path) -> None:
+def test_the_chainlit_example_answers_and_stops(
+    page: Any, screenshots: Path, tmp_path: Path
+) -> None:
     """Chainlit writes files where it runs, hence the folder."""
     port = free_port()
     program = tmp_path / "chainlit_app.py"
-    program.write_text((EXAMPLES / "chainlit_app.py").read_text("utf-8"), "utf-8")
+    example = (EXAMPLES / "chainlit_app.py").read_text("utf-8")
+    assert "model = DemoChatModel()" in example
+    obedient = "from tests.ui.apps.model import ObedientModel\nmodel = ObedientModel()"
+    program.write_text(example.replace("model = DemoChatModel()", obedient), "utf-8")
     command = ["-m", "chainlit", "run", str(program), "--headless", "--port", str(port)]
     app = App(*command, "--host", "127.0.0.1", port=port, cwd=tmp_path)
     try:
@@ -107,10 +112,17 @@ def test_the_chainlit_example_answers(page: Any, screenshots: Path, tmp_path: Pa
         page.goto(app.url)
         box = page.locator("#chat-input")
         box.click()
-        box.press_sequentially("What is a stream?")
-        box.press("Enter")
-        page.get_by_text("always comes.").wait_for()
+        box.press_sequentially("hello")
+        page.locator("#chat-submit").click()  # enabled when the page is connected
+        app.wait_for("left hello")
+        page.get_by_text("You said").wait_for()
         page.screenshot(path=screenshots / "chainlit.png")
+        box.click()
+        box.press_sequentially("silent")
+        page.locator("#chat-submit").click()  # enabled when the page is connected
+        app.wait_for("made 2")
+        page.locator("#stop-button").click()
+        app.wait_for("left silent")
     finally:
         app.stop()
     assert not [line for line in app.log if "Traceback" in line]
