@@ -99,8 +99,8 @@ class SSEResponse(Response):
             )
         self._stream = stream
         self._wire = make_format(format)
-        self._ping = _seconds("ping", ping)
-        self._send_timeout = _seconds("send_timeout", send_timeout)
+        self._ping = seconds("ping", ping)
+        self._send_timeout = seconds("send_timeout", send_timeout)
         super().__init__(headers={**_HEADERS, **self._wire.headers, **(headers or {})})
         del self.headers["content-length"]
 
@@ -256,11 +256,12 @@ async def close_stream(stream: object) -> None:
             await close()
 
 
-def _seconds(name: str, given: float | None) -> float | None:
-    seconds = checked_seconds(name, given)
-    if seconds == 0:
+def seconds(name: str, given: float | None) -> float | None:
+    """A number of seconds above 0, or None."""
+    found = checked_seconds(name, given)
+    if found == 0:
         raise ValueError(f"{name} must be more than 0 seconds, or None; not {given!r}")
-    return seconds
+    return found
 
 
 def _is_message(item: object) -> bool:

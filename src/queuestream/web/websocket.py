@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from queuestream._checks import checked_seconds
 from queuestream.web.formats import TextFormat, safe_message, to_json
-from queuestream.web.sse import close_stream
+from queuestream.web.sse import close_stream, seconds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
@@ -56,7 +55,7 @@ async def websocket_stream(
 
     Raises:
         TypeError: If ``stream`` is no asynchronous iterator, or ``send_timeout`` no number.
-        ValueError: If ``send_timeout`` is negative.
+        ValueError: If ``send_timeout`` is not above 0.
 
     **Cancellation**: the stream is closed, which stops the run.
 
@@ -67,7 +66,7 @@ async def websocket_stream(
             "stream must be a TokenStream or another asynchronous iterator, "
             f"not {type(stream).__name__}"
         )
-    sender = _Sender(websocket, checked_seconds("send_timeout", send_timeout))
+    sender = _Sender(websocket, seconds("send_timeout", send_timeout))
     verdict = _Verdict()
     try:
         if websocket.application_state is WebSocketState.CONNECTING:
