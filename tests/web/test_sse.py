@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import openai
@@ -25,9 +25,6 @@ from queuestream.errors import StreamTimeoutError
 from queuestream.web import sse_response, websocket_stream
 from tests.support.gates import Gate
 from tests.support.models import ScriptedChatModel, silent_model, usage
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Serve = "Callable[[Any], str]"
 

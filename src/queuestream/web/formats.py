@@ -145,7 +145,7 @@ def _pieces(item: object) -> list[_Piece]:
 class _Call(NamedTuple):
     """A piece of a tool call, and whether it is the call's first."""
 
-    index: int
+    number: int
     id: str
     name: str
     arguments: str
@@ -353,9 +353,9 @@ class OpenAIFormat:
 def _openai_call(call: _Call) -> dict[str, Any]:
     function: dict[str, str] = {"arguments": call.arguments}
     if not call.is_new:
-        return {"index": call.index, "function": function}
+        return {"index": call.number, "function": function}
     function["name"] = call.name
-    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+    return {"index": call.number, "id": call.id, "type": "function", "function": function}
 
 
 class Answer:
@@ -391,7 +391,7 @@ class Answer:
                 call = self._calls.call(piece)
                 if call.is_new:
                     self._made.append((call, []))
-                self._made[call.index][1].append(call.arguments)
+                self._made[call.number][1].append(call.arguments)
                 self._reason = "tool_calls"
             elif piece.kind == "restart":
                 self._clear()
@@ -463,8 +463,13 @@ class TextFormat:
                 continue
             value: object = piece.text
             if piece.kind == "tool_call":
-                value = self._calls.call(piece)._asdict()
-                value.pop("is_new")
+                call = self._calls.call(piece)
+                value = {
+                    "index": call.number,
+                    "id": call.id,
+                    "name": call.name,
+                    "arguments": call.arguments,
+                }
             elif piece.kind == "usage":
                 value = piece.chunk.usage_metadata if piece.chunk is not None else None
             elif piece.kind == "restart":
