@@ -1,6 +1,6 @@
 """A FastAPI application that answers with server-sent events.
 
-pip install "queuestream[web]" fastapi uvicorn, then: uvicorn examples.fastapi_sse:app
+pip install "queuestream[web]" fastapi uvicorn, then: uvicorn fastapi_sse:app --app-dir examples
 """
 
 from __future__ import annotations
