@@ -36,7 +36,7 @@ async def test_twenty_clients_leave_hypercorn(*, http2: bool) -> None:
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
     over = asyncio.Event()
-    server = asyncio.create_task(serve(app, config, shutdown_trigger=over.wait))  # type: ignore[arg-type]
+    server = asyncio.create_task(serve(app, config, shutdown_trigger=over.wait))
     leave = asyncio.Event()
     here = 0
 
