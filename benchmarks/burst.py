@@ -25,6 +25,7 @@ AINVOKE = "ainvoke, idle handler"
 def run(sizes: Sizes, rounds: int) -> list[Series]:
     """Measure each way, and the floors."""
     count = sizes.burst_tokens
+    rounds *= sizes.rounds_of_short_parts
     return measure(cases(count), rounds=rounds, units=count, unit="us a token")
 
 

@@ -46,6 +46,8 @@ T = TypeVar("T")
 class Sizes:
     """How much of everything."""
 
+    rounds_of_short_parts: int = 3
+    """Bursts and queues, of which a round takes a second or two, have so many for one."""
     burst_tokens: int = 3_000
     queue_items: int = 10_000
     paced: tuple[tuple[int, int], ...] = ((10, 50), (100, 50), (1_000, 5))
@@ -58,6 +60,7 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(
+    rounds_of_short_parts=1,
     burst_tokens=20,
     queue_items=20,
     paced=((1, 2), (2, 2), (3, 2)),

@@ -28,6 +28,7 @@ MAXSIZE = 64
 def run(sizes: Sizes, rounds: int) -> list[Series]:
     """Measure each queue in each pair of places."""
     count = sizes.queue_items
+    rounds *= sizes.rounds_of_short_parts
     return measure(cases(count), rounds=rounds, units=count, unit="us an item")
 
 

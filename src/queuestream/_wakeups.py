@@ -158,10 +158,12 @@ class _Doorbell:
     Two ringers at once may both find it silent; the second answer finds nothing.
     """
 
-    __slots__ = ("_loop", "_rung", "_wishes")
+    __slots__ = ("_is_asyncio", "_loop", "_rung", "_wishes")
 
     def __init__(self, loop: Any) -> None:
         self._loop = weakref.ref(loop)  # the bell of a thread outlives the loop
+        # Asked once: an abstract class takes four calls to say it.
+        self._is_asyncio = isinstance(loop, asyncio.AbstractEventLoop)
         self._wishes: deque[AsyncWaiter] = deque()
         self._rung = False
 
@@ -196,9 +198,8 @@ class _Doorbell:
         answer.lose()
         return False
 
-    @staticmethod
-    def _call(loop: Any, answer: _Answer) -> bool:
-        if isinstance(loop, asyncio.AbstractEventLoop):
+    def _call(self, loop: Any, answer: _Answer) -> bool:
+        if self._is_asyncio:
             loop.call_soon_threadsafe(answer)
             return not loop.is_closed()  # else, closed while we called, it may keep the answer
         loop.run_sync_soon(answer)
