@@ -127,7 +127,7 @@ def _burst(size: int, *, to_for: float, to_async_for: float, added: float) -> li
     return [
         Target("burst", ours_to_for, INVOKE, to_for, goal=1.35),
         Target("burst", ours_to_async_for, INVOKE, to_async_for, goal=1.35),
-        Target("burst", task, AINVOKE, 1.35, goal=1.1),
+        Target("burst", task, AINVOKE, 1.5, goal=1.35),
         Target("burst", ours_to_async_for, janus, 0.5),
         Target("burst", ours_to_async_for, janus, added, kind="added", goal=0.2),
         Target("burst", task, handler, 0.55),
@@ -147,7 +147,7 @@ _CALL_SOON = "thread -> call_soon_threadsafe -> async for"
 
 TARGETS = [
     *_burst(64, to_for=2.2, to_async_for=2.5, added=0.25),
-    *_burst(1024, to_for=1.8, to_async_for=1.9, added=0.2),
+    *_burst(1024, to_for=1.8, to_async_for=2, added=0.2),
     Target("burst", "model.stream", INVOKE),
     Target("burst", "model.astream", AINVOKE),
     _queue("thread -> asyncio", "janus", 2.8, goal=5),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 import trio
 
-from benchmarks.harness import Case, Series, Stopwatch, absence_of, alternate, measure
+from benchmarks.harness import Calm, Case, Series, Stopwatch, absence_of, alternate, measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,6 +97,36 @@ def test_a_number_is_microseconds_for_one_of_its_units() -> None:
         clock=lambda: next(times),
     )
     assert series == Series("c", "us a token", [5_000.0] * 3, floor="f")
+
+
+def machine(*looks: float) -> Callable[[], float]:
+    """A clock by which the calculation takes 1, while it is made calm, and then so long."""
+    steps = ((0.0, took) for took in itertools.chain([1.0] * 20, looks))
+    return itertools.accumulate(itertools.chain.from_iterable(steps)).__next__
+
+
+@pytest.mark.parametrize(
+    "looks, timed",
+    [
+        ([1.0, 1.2], [10.0]),
+        ([1.3, 1.0, 1.0, 1.0], [10.0, 20.0]),  # somebody was there before
+        ([1.0, 1.3, 1.0, 1.0], [10.0, 20.0]),  # somebody came meanwhile
+        ([2.0] * 10, [10.0, 20.0, 30.0, 40.0, 50.0]),  # somebody stays
+        ([0.5, 0.5], [10.0]),  # the machine was slower before
+    ],
+)
+def test_what_was_disturbed_is_timed_again(looks: list[float], timed: list[float]) -> None:
+    times: list[float] = []
+
+    def once() -> float:
+        times.append(10.0 * (len(times) + 1))
+        return times[-1]
+
+    clock = machine(*looks)
+    assert Calm(clock).time(once) == timed[-1]
+    assert times == timed
+    with pytest.raises(StopIteration):
+        clock()
 
 
 def test_what_is_not_installed_says_so_and_does_not_vanish() -> None:
