@@ -23,7 +23,7 @@ import sys
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from queuestream._wakeups import running_asyncio_loop
+from queuestream._turns import running_asyncio_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from queuestream._buffer import BLOCKED
 from queuestream._token_queue import Ended, TimedOut
-from queuestream._wakeups import TURN, end_turn, must_yield
+from queuestream._turns import TURN, end_turn, must_yield
 from queuestream.events import Joinable, Restart, text_of_value
 
 if TYPE_CHECKING:

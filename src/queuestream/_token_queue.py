@@ -42,13 +42,8 @@ from janus import (
 
 from queuestream._buffer import BLOCKED, Buffer, Stale, checked_maxsize, members
 from queuestream._meter import Meter
-from queuestream._wakeups import (
-    async_waiter,
-    current_loop,
-    end_turn,
-    must_yield,
-    running_asyncio_loop,
-)
+from queuestream._turns import end_turn, must_yield, running_asyncio_loop
+from queuestream._wakeups import async_waiter, current_loop
 from queuestream.errors import (
     ConcurrentIterationError,
     PlacementError,

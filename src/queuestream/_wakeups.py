@@ -14,13 +14,6 @@ asyncio    itself, as a future        on the loop's own thread as futures are, e
                                       the loop's doorbell
 trio       a ``trio.Event``           the doorbell
 =========  =========================  ==============================================
-
-A *doorbell* joins the wake-ups for one loop: whoever finds it silent rings it, with one
-``call_soon_threadsafe`` (a system call), and all that is wanted until the loop answers
-is done in that one answer.  It has no lock, because a finalizer or a signal handler may
-ring it in the middle of another ring on the same thread.  A loop that is closed before it
-answers drops the answer, and those who were to be woken are *lost*: whoever lined them up
-hears of it, and gives the news to the next in line.
 """
 
 from __future__ import annotations
@@ -28,37 +21,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import os
 import threading
-import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 
+from queuestream._doorbell import bell_of
+from queuestream._turns import begin_turn, loop_of_task, running_asyncio_loop
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
 __all__ = [
-    "TURN",
     "AsyncWaiter",
     "Latch",
     "ThreadWaiter",
     "Waiter",
     "async_waiter",
     "current_loop",
-    "end_turn",
-    "must_yield",
-    "running_asyncio_loop",
 ]
-
-running_asyncio_loop = asyncio._get_running_loop  # noqa: SLF001 - asyncio exports it
-"""The asyncio loop that runs in this thread, or None.  Cheaper than an exception."""
-
-TURN = 64
-"""Async operations that one thread may complete without waiting before it lets the
-loop's other tasks run.  A turn of the loop costs about as much as ten such operations."""
 
 
 class Waiter:
@@ -148,152 +130,6 @@ class AsyncWaiter(Waiter):
         raise NotImplementedError  # pragma: no cover - abstract
 
 
-class _Doorbell:
-    """The one way into a loop from elsewhere.
-
-    The order of two steps decides that nothing is missed.  Ringing appends the wish and
-    then looks whether the bell is rung; answering first declares it silent and then takes
-    wishes until there are none.  The deque's own atomicity orders the two: if the
-    answer's last look came before the append, the ringer sees a silent bell and rings.
-    Two ringers at once may both find it silent; the second answer finds nothing.
-    """
-
-    __slots__ = ("_is_asyncio", "_loop", "_rung", "_wishes")
-
-    def __init__(self, loop: Any) -> None:
-        self._loop = weakref.ref(loop)  # the bell of a thread outlives the loop
-        # Asked once: an abstract class takes four calls to say it.
-        self._is_asyncio = isinstance(loop, asyncio.AbstractEventLoop)
-        self._wishes: deque[AsyncWaiter] = deque()
-        self._rung = False
-
-    def belongs_to(self, loop: object) -> bool:
-        return self._loop() is loop
-
-    def ring(self, waiter: AsyncWaiter) -> bool:
-        """Have a waiter opened on its loop; false if that is gone."""
-        loop = self._loop()
-        if loop is None:
-            return False
-        self._wishes.append(waiter)
-        if self._rung:
-            return True
-        answer = _Answer(self)
-        try:
-            self._rung = True
-            try:
-                has_heard = self._call(loop, answer)
-            except RuntimeError:  # closed
-                has_heard = False
-            if has_heard:
-                return True
-            self._wishes.remove(waiter)
-        except ValueError:  # another thread took it, and calls it lost
-            return True
-        except BaseException:
-            # Interrupted, perhaps before the loop heard it; then nobody would ring again.
-            # A second answer finds nothing.
-            self._call(loop, answer)
-            raise
-        answer.lose()
-        return False
-
-    def _call(self, loop: Any, answer: _Answer) -> bool:
-        if self._is_asyncio:
-            loop.call_soon_threadsafe(answer)
-            return not loop.is_closed()  # else, closed while we called, it may keep the answer
-        loop.run_sync_soon(answer)
-        return True
-
-    def answer(self) -> None:
-        self._rung = False
-        # Those who come later find the bell silent, and ring again: each answer has an end.
-        left = len(self._wishes)
-        try:
-            while left:
-                left -= 1
-                self._wishes.popleft().open_now()
-        except IndexError:  # another thread took it, and calls it lost
-            pass
-        except BaseException:  # a task raised SystemExit, say
-            if left and (loop := self._loop()) is not None:
-                self._call(loop, _Answer(self))
-            raise
-
-    def lose(self) -> None:
-        """There will be no answer."""
-        self._rung = False
-        while True:
-            try:
-                waiter = self._wishes.popleft()
-            except IndexError:
-                return
-            if waiter.on_lost is not None:
-                waiter.on_lost(waiter)
-
-
-class _Answer:
-    """What a loop holds of a bell that was rung: called by it once, or dropped uncalled."""
-
-    __slots__ = ("_bell",)
-
-    def __init__(self, bell: _Doorbell) -> None:
-        self._bell: _Doorbell | None = bell
-
-    def __call__(self) -> None:
-        bell, self._bell = self._bell, None
-        if bell is not None:
-            bell.answer()
-
-    def lose(self) -> None:
-        bell = getattr(self, "_bell", None)  # it may have been interrupted when it was made
-        self._bell = None
-        if bell is not None:
-            bell.lose()
-
-    def __del__(self) -> None:
-        self.lose()
-
-
-class _Turn:
-    """What is left of a thread's turn.  An object, because a thread's variables are slow."""
-
-    __slots__ = ("left",)
-
-    def __init__(self) -> None:
-        self.left = TURN
-
-
-class _Here(threading.local):
-    """What belongs to this thread: its loop's doorbell, and what is left of its turn.
-
-    A thread runs one loop at a time.  Where two alternate (trio as asyncio's guest), each
-    change makes a new bell; the old one still works for those who hold it.
-    """
-
-    bell: _Doorbell | None = None
-
-    def __init__(self) -> None:
-        self.turn = _Turn()
-
-    def bell_of(self, loop: object) -> _Doorbell:
-        bell = self.bell
-        if bell is None or not bell.belongs_to(loop):
-            bell = self.bell = _Doorbell(loop)
-        return bell
-
-
-_here = _Here()
-
-
-def _forget_bell_in_child() -> None:
-    _here.bell = None  # it may be rung, for a loop that did not come along
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_bell_in_child)
-
-
 class _AsyncioWaiter(AsyncWaiter):
     """A future, by the protocol with which a task waits for one; of one task.
 
@@ -315,7 +151,7 @@ class _AsyncioWaiter(AsyncWaiter):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._loop = loop
-        self._bell = _here.bell_of(loop)
+        self._bell = bell_of(loop)
         self._asyncio_future_blocking = False
         self._opened = False
         self._cancelled: tuple[object, ...] | None = None
@@ -366,9 +202,7 @@ class _AsyncioWaiter(AsyncWaiter):
         if not self._opened:
             self._asyncio_future_blocking = True
             yield self
-            turn = _here.turn
-            if turn.left > 0:  # else somebody is about to end it, see `must_yield`
-                turn.left = TURN + 1  # so many puts as waited to be got, and one more that waits
+            begin_turn()
         self.result()
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
@@ -402,7 +236,7 @@ class _TrioWaiter(AsyncWaiter):
 
     def __init__(self, token: object) -> None:
         super().__init__()
-        self._bell = _here.bell_of(token)
+        self._bell = bell_of(token)
         self._event: anyio.Event
 
     def arm(self) -> None:
@@ -426,16 +260,6 @@ def current_loop() -> object | None:
         return None
 
 
-def _loop_of_asyncio_task() -> asyncio.AbstractEventLoop | None:
-    """The loop, if the caller is a task of asyncio.
-
-    To ask anyio would cost as much as all the rest of a wait.  Where trio is asyncio's guest,
-    the loop runs, and no task of it.
-    """
-    loop = running_asyncio_loop()
-    return None if loop is None or asyncio.current_task(loop) is None else loop
-
-
 def async_waiter(used: AsyncWaiter | None = None) -> AsyncWaiter:
     """A waiter for the running task.
 
@@ -445,7 +269,7 @@ def async_waiter(used: AsyncWaiter | None = None) -> AsyncWaiter:
     Raises:
         RuntimeError: If neither asyncio nor trio runs in this thread.
     """
-    if (asyncio_loop := _loop_of_asyncio_task()) is not None:
+    if (asyncio_loop := loop_of_task()) is not None:
         if type(used) is _AsyncioWaiter and used.get_loop() is asyncio_loop:
             used.ticket = 0
             return used
@@ -454,26 +278,6 @@ def async_waiter(used: AsyncWaiter | None = None) -> AsyncWaiter:
     if isinstance(loop, asyncio.AbstractEventLoop):
         return _AsyncioWaiter(loop)
     return _TrioWaiter(loop)
-
-
-def must_yield() -> bool:
-    """Count one async operation that does not wait; whether this thread's turn is over.
-
-    Whoever must yield does so with `end_turn`.  Until that is done so must everybody else,
-    or the next task would overtake the one that yields.
-    """
-    turn = _here.turn
-    turn.left -= 1
-    return turn.left <= 0
-
-
-async def end_turn() -> None:
-    """Let the loop's other tasks run."""
-    if _loop_of_asyncio_task() is None:
-        await anyio.lowlevel.checkpoint()
-    else:
-        await asyncio.sleep(0)
-    _here.turn.left = TURN
 
 
 class Latch:

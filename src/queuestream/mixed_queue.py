@@ -21,7 +21,7 @@ from janus import (
 )
 
 from queuestream._buffer import BLOCKED, Buffer
-from queuestream._wakeups import end_turn, must_yield
+from queuestream._turns import end_turn, must_yield
 
 __all__ = ["AsyncFace", "MixedQueue", "SyncFace"]
 

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 from queuestream._background import death_of, on_background_loop, start_daemon
 from queuestream._containment import Containment, uncarried
 from queuestream._token_queue import RUN_THREAD, consumer_error, logger
-from queuestream._wakeups import Latch, running_asyncio_loop
+from queuestream._turns import running_asyncio_loop
+from queuestream._wakeups import Latch
 from queuestream.errors import RunCancelledError, RunStopped
 
 if TYPE_CHECKING:

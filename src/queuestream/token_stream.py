@@ -31,7 +31,8 @@ from queuestream._checks import checked_seconds
 from queuestream._meter import StreamStatistics
 from queuestream._reader import Reader
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TimedOut, TokenQueue
-from queuestream._wakeups import current_loop, running_asyncio_loop
+from queuestream._turns import running_asyncio_loop
+from queuestream._wakeups import current_loop
 from queuestream.errors import NotFinishedError, PlacementError, StreamTimeoutError
 from queuestream.events import Selection
 from queuestream.handlers.feed import FeedHandler

@@ -20,7 +20,7 @@ import janus
 import pytest
 
 from queuestream._buffer import Buffer
-from queuestream._wakeups import running_asyncio_loop
+from queuestream._turns import running_asyncio_loop
 from queuestream.mixed_queue import AsyncFace, MixedQueue, SyncFace
 from tests.mixed_queue.places import Place
 

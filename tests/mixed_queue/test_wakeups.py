@@ -1,4 +1,4 @@
-"""Waking one waiter: the doorbell of a loop, the latch, and signals (`queuestream._wakeups`)."""
+"""Waking one waiter: the doorbell of a loop, the latch, and signals."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import janus
 import pytest
 
-from queuestream import _wakeups
+from queuestream import _turns
 from queuestream.mixed_queue import MixedQueue
 from tests.peers.deviations import DEVIATIONS, Deviation
 from tests.support.peers_suites import (
@@ -146,7 +146,7 @@ def peer_tests(config: pytest.Config) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def _the_turn_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests that count turns of the loop must not depend on how many tests ran before."""
-    monkeypatch.setattr(_wakeups._here.turn, "left", _wakeups.TURN)
+    monkeypatch.setattr(_turns._here.turn, "left", _turns.TURN)
 
 
 @pytest.mark.timeout(15)
@@ -167,7 +167,7 @@ def test_the_end_of_a_turn_changes_no_order(
         do_without("janus", why)
     for case in cases:
         if case.group.startswith("test_async.") and not deviation_of("janus", case):
-            monkeypatch.setattr(_wakeups._here.turn, "left", left)
+            monkeypatch.setattr(_turns._here.turn, "left", left)
             case.run()
 
 

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from queuestream._background import in_daemon_thread
-from queuestream._wakeups import running_asyncio_loop
+from queuestream._turns import running_asyncio_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.callbacks import BaseCallbackHandler
 
 from queuestream._background import is_background_loop
-from queuestream._wakeups import running_asyncio_loop
+from queuestream._turns import running_asyncio_loop
 from queuestream.events import About
 from queuestream.handlers._dual import dual, dual_overrides, held_up, note_held_up
 from queuestream.handlers._hand_over import run_in_background, run_on_loop

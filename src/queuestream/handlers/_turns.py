@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from janus import SyncQueueEmpty
 
-from queuestream._wakeups import running_asyncio_loop
+from queuestream._turns import running_asyncio_loop
 from queuestream.handlers._dual import held_up
 from queuestream.mixed_queue import MixedQueue
 

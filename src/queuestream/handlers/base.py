@@ -28,7 +28,7 @@ from queuestream._background import in_daemon_thread
 from queuestream._buffer import members
 from queuestream._messages import text_of_chunk, text_of_result
 from queuestream._token_queue import logger
-from queuestream._wakeups import running_asyncio_loop
+from queuestream._turns import running_asyncio_loop
 from queuestream.events import About
 from queuestream.handlers._dual import dual, held_up, note_held_up
 from queuestream.handlers._hand_over import finish_before_the_loop_ends

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from queuestream._background import on_background_loop, start_daemon
 from queuestream._checks import checked_count, checked_seconds
 from queuestream._token_queue import RUN_THREAD, logger
-from queuestream._wakeups import running_asyncio_loop
+from queuestream._turns import running_asyncio_loop
 from queuestream.handlers._dual import dual
 from queuestream.handlers._turns import Turns, without_turns
 from queuestream.handlers.base import StreamHandler

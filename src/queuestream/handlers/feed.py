@@ -18,7 +18,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from queuestream._attempts import Attempts
 from queuestream._messages import first_generation
 from queuestream._meter import Meter
-from queuestream._wakeups import TURN, end_turn, running_asyncio_loop
+from queuestream._turns import TURN, end_turn, running_asyncio_loop
 from queuestream.events import About, ModelRun, Selection
 from queuestream.handlers._dual import dual, held_up
 from queuestream.handlers.base import StreamHandler

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 from weakref import WeakSet
 
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consumer_error
-from queuestream._wakeups import running_asyncio_loop
+from queuestream._turns import running_asyncio_loop
 from queuestream.events import Selection, value_of
 from queuestream.handlers.feed import FeedHandler, run_in_context
 
