@@ -15,6 +15,8 @@ from tests.support.server import ReplayServer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytest_plugins = ["pytester", "tests.support.thinning"]
+
 
 def pytest_collection_finish() -> None:
     """Spare the collector what lives as long as the process: half of what the suite takes.
