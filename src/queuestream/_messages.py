@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Kind",
     "Part",
+    "finish_reason_in",
+    "finish_reason_of",
     "first_generation",
     "message_of",
     "parts_of",
@@ -77,6 +79,30 @@ def first_generation(result: LLMResult) -> Any:
     """The first generation of a finished model run, or None."""
     generations = result.generations
     return generations[0][0] if generations and generations[0] else None
+
+
+_REASONS = ("finish_reason", "stop_reason", "done_reason", "stopReason")
+"""What providers call it: OpenAI and most, Anthropic, Ollama, Bedrock."""
+
+
+def finish_reason_of(generation: Any) -> str | None:
+    """Why a model stopped, in its provider's word; None if it does not say."""
+    message = getattr(generation, "message", None)
+    return finish_reason_in(getattr(message, "response_metadata", None)) or finish_reason_in(
+        getattr(generation, "generation_info", None)
+    )
+
+
+def finish_reason_in(said: object) -> str | None:
+    """The same from what a provider has said of its answer."""
+    if not isinstance(said, dict):
+        return None
+    for name in _REASONS:
+        if isinstance(reason := said.get(name), str) and reason:
+            return reason
+    cut = said.get("incomplete_details")  # OpenAI's responses
+    reason = cut.get("reason") if isinstance(cut, dict) else None
+    return reason if isinstance(reason, str) else None
 
 
 def message_of(token: object, chunk: Any) -> AIMessageChunk:

@@ -92,6 +92,7 @@ class Meter:
         peak: The most items that waited at once, where ``buffer`` does not know it.
         buffer: The buffer that the items wait in, if it is ours.
         restarts: One entry for each restart of an attempt.
+        finish_reason: Why the last heard model run stopped, in its provider's word.
     """
 
     __slots__ = (
@@ -102,6 +103,7 @@ class Meter:
         "buffer",
         "counters",
         "ended",
+        "finish_reason",
         "first",
         "merged",
         "peak",
@@ -117,6 +119,7 @@ class Meter:
         self.peak = 0
         self.buffer: Buffered | None = None
         self.restarts: list[object] = []
+        self.finish_reason: str | None = None
         # Each wait is one entry from its beginning on, so that a reader counts it once.  Lists
         # append, copy and replace a slice in one step: by the GIL, or by a lock of their own.
         self._waits: list[_Wait] = []

@@ -649,6 +649,15 @@ class TokenStream(Generic[T]):
         return self._tokens.meter.usage()
 
     @property
+    def finish_reason(self) -> str | None:
+        """Why the model stopped, in its provider's word: ``"stop"``, ``"length"``, …; or None.
+
+        That of the model run that ended last, of those that are heard.  None before one has
+        ended, and if the provider does not say.
+        """
+        return self._tokens.meter.finish_reason
+
+    @property
     def statistics(self) -> StreamStatistics:
         """What the run has done so far: a live view."""
         return StreamStatistics(self._tokens.meter)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import queue
 import socket
@@ -15,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.left_out import left_out, missing
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ["gradio", "gradio_client", "streamlit", "rich", "flask", "django", "chainlit"]
-MISSING = [name for name in [*NEEDED, "playwright"] if importlib.util.find_spec(name) is None]
+MISSING = missing([*NEEDED, "playwright"])
 CHROMIUM = os.environ.get("QUEUESTREAM_CHROMIUM", "/usr/bin/chromium")
 FLAGS = [
     "--no-sandbox",
@@ -45,8 +46,7 @@ STREAMLIT = [
 
 # The packages are those of the dependency group `web-tests`, for the environment `web`.
 # Elsewhere the tests are not collected, and test_left_out.py says why.
-if MISSING:
-    collect_ignore_glob = ["test_[!l]*.py"]
+collect_ignore = left_out(__file__, MISSING)
 
 
 class App:

@@ -14,4 +14,4 @@ def test_fastapi_sse(serve: Any) -> None:
     app = runpy.run_path(str(program))["app"]
     body = httpx.get(f"http://{serve(app)}/ask?question=why").text
     assert 'data: "R"' in body
-    assert body.rstrip().endswith("data: {}")
+    assert body.rstrip().endswith('data: {"finish_reason":"stop"}')

@@ -16,7 +16,7 @@ from langchain_core.callbacks.manager import ahandle_event, handle_event
 from langchain_core.runnables.config import var_child_runnable_config
 
 from queuestream._attempts import Attempts
-from queuestream._messages import first_generation
+from queuestream._messages import finish_reason_of, first_generation
 from queuestream._meter import Meter
 from queuestream._turns import TURN, end_turn, running_asyncio_loop
 from queuestream.events import About, ModelRun, Selection
@@ -299,6 +299,8 @@ class FeedHandler(StreamHandler):
         generation = first_generation(response)
         if run is None or generation is None:
             return ()
+        if run.is_heard:
+            self.tokens.meter.finish_reason = finish_reason_of(generation)
         if run.streamed:
             items = self._selection.usage_item(run, generation)
         else:

@@ -4,19 +4,22 @@
 back until the first item, the end, or the first ping, so that a run which fails at once gives
 a proper status.  Three things go on while it answers: the items are sent, the client is
 watched, and a silent model is covered up with pings.  Whichever ends first ends the others,
-and the stream is closed then, whatever happened.
+and the stream is closed then, whatever happened.  An answer that was cut off is left without
+its end, so that the server breaks the connection off and no client takes it for whole.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import anyio
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 
-from queuestream._checks import checked_seconds
-from queuestream.web.formats import make_format, openai_error, safe_message, status_of
+from queuestream.token_stream import TokenStream
+from queuestream.web._ends import checked_stream, close_stream, seconds
+from queuestream.web.formats import make_format, openai_error, retry_after, safe_message, status_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Mapping
@@ -35,7 +38,6 @@ _HEADERS = {
     "X-Accel-Buffering": "no",
     "X-Content-Type-Options": "nosniff",
 }
-_CLEAN_UP = 5.0  # seconds that a run which was stopped may take before it is left alone
 
 
 def sse_response(
@@ -48,22 +50,30 @@ def sse_response(
 ) -> SSEResponse:
     """Answer a request with the tokens of a stream, as server-sent events.
 
-    A run that fails before its first item gives a status of 429, 500, 502, 503 or 504 with a
-    JSON body; one that fails later, or after the first ping, an event in band.  The client
-    reads one of a few fixed sentences, the log has the error itself.  Every event has an id:
-    the item's own ``id``, if it is an event that has one, else a number that counts up from 1.
-    A stream without items is a start and an end.
+    A run that fails before there is something to send gives a status of 400, 429, 500, 502, 503
+    or 504 with a JSON body (`queuestream.web.formats.status_of` says when); one that fails later,
+    or after the first ping, an event in band.  The client reads one of a few fixed sentences, the
+    log has the error itself.  A ``SystemExit`` or ``KeyboardInterrupt`` of the run is a failure
+    like others.  A stream without items is a start and an end.  A HEAD request gets the headers,
+    and nothing is run.
+
+    Every event has an id.  Where items have an ``id`` of their own, it is that of the latest, so
+    that a client which comes back with ``Last-Event-ID`` can go on after it; what comes before
+    the first has the id that the client came with, or an empty one.  Else it is a number that
+    counts up from 1, and says nothing to another answer.
 
     Args:
         stream: What `queuestream.stream` gave, not entered and not iterated yet; or any
-            asynchronous iterator of such items.  Nothing starts before the response is sent.
+            asynchronous iterator of such items, which is closed with ``aclose`` if it has one.
+            Nothing starts before the response is sent.
         format: ``"openai"``, ``"vercel"``, ``"agui"``, ``"text"``, or a
             `queuestream.web.formats.Format`, which serves one answer.
         ping: Seconds of silence after which a comment is sent; None for never.  The status
             becomes 200 with the first.
         send_timeout: Seconds that one send may last before the client is given up; None for
             no limit.
-        headers: More headers, which win over those that the response has of its own.
+        headers: More headers, which win over those that the response has of its own.  A refusal
+            has them, too.
 
     Raises:
         TypeError: If ``stream`` is no asynchronous iterator, ``format`` neither a name nor a
@@ -92,61 +102,65 @@ class SSEResponse(Response):
         send_timeout: float | None = 30.0,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        if not hasattr(stream, "__aiter__"):
-            raise TypeError(
-                "stream must be a TokenStream or another asynchronous iterator, "
-                f"not {type(cast('object', stream)).__name__}"
-            )
-        self._stream = stream
+        self._stream = checked_stream(stream)
         self._wire = make_format(format)
         self._ping = seconds("ping", ping)
         self._send_timeout = seconds("send_timeout", send_timeout)
-        super().__init__(headers={**_HEADERS, **self._wire.headers, **(headers or {})})
+        self._given_headers = dict(headers or {})
+        super().__init__(headers={**_HEADERS, **self._wire.headers})
+        self.headers.update(self._given_headers)
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream, and close it."""
-        answer = _Answer(self, scope, receive, send, self._send_timeout)
+        answer = _Answer(self, self._wire, (scope, receive, send), self._send_timeout)
+        # Carried past the task group, which would make a group of it.
+        failure: BaseException | None = None
         try:
+            if scope.get("method") == "HEAD":
+                await answer.send_head()
+                return
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_watch, receive, tasks.cancel_scope)
                 if self._ping is not None:
                     tasks.start_soon(self._keep_alive, answer, self._ping, tasks.cancel_scope)
                 try:
                     await self._serve(answer)
-                except OSError as gone:  # a TimeoutError is one, too
-                    if isinstance(gone, TimeoutError):
-                        _logger.warning(
-                            "a client took nothing for %s seconds and was given up",
-                            self._send_timeout,
-                        )
+                except OSError as gone:
+                    answer.note_gone(gone)
+                except Exception as error:
+                    failure = error
                 tasks.cancel_scope.cancel()
         finally:
             await close_stream(self._stream)
+        if failure is not None:
+            raise failure
         if self.background is not None:
             await self.background()
 
     async def _serve(self, answer: _Answer) -> None:
         wire, items = self._wire, aiter(self._stream)
-        error: Exception | None = None
+        error: BaseException | None = None
         while True:
             try:
                 item: Any = await anext(items)
                 frames = wire.item(item)
             except StopAsyncIteration:
                 break
-            except Exception as failure:
-                error = failure
+            # What would end a program is raised in the run's consumer, and must not end a server.
+            except (Exception, SystemExit, KeyboardInterrupt) as raised:
+                error = raised
                 break
             event_id = None if isinstance(item, str) or _is_message(item) else _id_of(item)
             await answer.send_frames(frames, event_id)
         if error is not None:
             _logger.error("a run failed while its tokens were sent", exc_info=error)
-            if await answer.refuse(status_of(error), safe_message(error)):
+            if await answer.refuse(error):
                 return
             await answer.send_frames(wire.error(safe_message(error)))
         usage = getattr(self._stream, "usage", None)
-        await answer.send_frames(wire.end(usage), is_last=True)
+        reason = getattr(self._stream, "finish_reason", None)
+        await answer.send_frames(wire.end(usage, reason), is_last=True)
 
     async def _keep_alive(self, answer: _Answer, ping: float, scope: anyio.CancelScope) -> None:
         try:
@@ -154,30 +168,46 @@ class SSEResponse(Response):
                 await anyio.sleep_until(answer.last_sent + ping)
                 if answer.last_sent + ping <= anyio.current_time():
                     await answer.send_ping()
-        except OSError:  # the client is gone, or takes nothing
+        except OSError as gone:
+            answer.note_gone(gone)
             scope.cancel()
 
-    def start_frames(self) -> list[Frame]:
-        """What the format begins with."""
-        return self._wire.start()
+    @property
+    def has_own_ids(self) -> bool:
+        """Whether the items may have ids; not before the first of them is it known."""
+        return not isinstance(self._stream, TokenStream)
+
+    def refusal(self, error: BaseException) -> Response:
+        """What is answered where the run failed before there was something to send."""
+        status = status_of(error)
+        refusal = JSONResponse(openai_error(safe_message(error), status), status)
+        headers = MutableHeaders({"Cache-Control": "no-store"})
+        if (wait := retry_after(error)) is not None:
+            headers["Retry-After"] = str(wait)
+        headers.update(self._given_headers)
+        for name in ("content-type", "content-length"):
+            del headers[name]
+        refusal.headers.update(headers)
+        return refusal
 
 
 class _Answer:
-    """The sending end of one request: one send at a time, and ids."""
+    """The sending end of one request: one send at a time, ids, and nothing after the last."""
 
     def __init__(
         self,
         response: SSEResponse,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
+        wire: Format,
+        asgi: tuple[Scope, Receive, Send],
         send_timeout: float | None,
     ) -> None:
         self._response = response
-        self._asgi = scope, receive, send
+        self._wire = wire
+        self._asgi = asgi
         self._send_timeout = send_timeout
         self._lock = anyio.Lock()
         self._has_begun = False
+        self._is_over = False
         self._last_id: str | None = None  # of the stream's own ids
         self._number = 0
         self.last_sent = anyio.current_time()
@@ -187,55 +217,80 @@ class _Answer:
             await self._asgi[2](message)
         self.last_sent = anyio.current_time()
 
+    async def _begin(self) -> None:
+        self._has_begun = True
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": self._response.status_code,
+                "headers": self._response.raw_headers,
+            }
+        )
+
     async def _send_locked(self, body: str, *, is_last: bool = False) -> None:
         if not self._has_begun:
-            self._has_begun = True
-            await self._send(
-                {
-                    "type": "http.response.start",
-                    "status": self._response.status_code,
-                    "headers": self._response.raw_headers,
-                }
-            )
+            await self._begin()
+        self._is_over = is_last
         await self._send(
             {"type": "http.response.body", "body": body.encode(), "more_body": not is_last}
         )
 
+    def _start(self, *, has_own_ids: bool) -> str:
+        """What the format begins with, if it is still to be sent."""
+        if self._has_begun:
+            return ""
+        # A client that is cut off after this comes back for all that it has not got.
+        came_with = Headers(scope=self._asgi[0]).get("last-event-id", "") if has_own_ids else None
+        return self._encode(self._wire.start(), None if came_with is None else _clean(came_with))
+
     def _encode(self, frames: list[Frame], event_id: str | None) -> str:
-        if event_id is not None:
-            self._last_id = event_id
         encoded: list[str] = []
         for frame in frames:
             self._number += 1
-            encoded.append(frame.encode(self._last_id or str(self._number)))
+            encoded.append(frame.encode(str(self._number) if event_id is None else event_id))
         return "".join(encoded)
+
+    async def send_head(self) -> None:
+        """Send the headers alone."""
+        await self._begin()
+        await self._send_locked("", is_last=True)
 
     async def send_frames(
         self, frames: list[Frame], event_id: str | None = None, *, is_last: bool = False
     ) -> None:
         """Send events, after the start if they are the first."""
         async with self._lock:
-            if frames or is_last or not self._has_begun:
-                body = self._start() + self._encode(frames, event_id)
+            if frames or is_last:
+                body = self._start(has_own_ids=event_id is not None)
+                self._last_id = self._last_id if event_id is None else event_id
+                body += self._encode(frames, self._last_id)
                 await self._send_locked(body, is_last=is_last)
-
-    def _start(self) -> str:
-        return "" if self._has_begun else self._encode(self._response.start_frames(), None)
 
     async def send_ping(self) -> None:
         """Send a comment, after the start if nothing was sent yet."""
         async with self._lock:
-            await self._send_locked(self._start() + ": ping\n\n")
+            if not self._is_over:  # while this waited for its turn
+                start = self._start(has_own_ids=self._response.has_own_ids)
+                await self._send_locked(start + ": ping\n\n")
 
-    async def refuse(self, status: int, message: str) -> bool:
+    async def refuse(self, error: BaseException) -> bool:
         """Answer with a status instead; False if it is too late for that."""
         async with self._lock:
             if self._has_begun:
                 return False
-            self._has_begun = True
+            self._has_begun = self._is_over = True
             with anyio.fail_after(self._send_timeout):
-                await JSONResponse(openai_error(message, status), status)(*self._asgi)
+                await self._response.refusal(error)(*self._asgi)
             return True
+
+    def note_gone(self, error: OSError) -> None:
+        """Log why the client is given up."""
+        if isinstance(error, TimeoutError):
+            _logger.warning(
+                "a client took nothing for %s seconds and was given up", self._send_timeout
+            )
+        else:
+            _logger.debug("a client has left: %r", error)
 
 
 async def _watch(receive: Receive, scope: anyio.CancelScope) -> None:
@@ -245,30 +300,15 @@ async def _watch(receive: Receive, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def close_stream(stream: object) -> None:
-    """Close a stream, also where everything is cancelled already.
-
-    Waits a few seconds for the clean-up of a run that is a task.
-    """
-    close = getattr(stream, "aclose", None)
-    if close is not None:
-        with anyio.move_on_after(_CLEAN_UP, shield=True):
-            await close()
-
-
-def seconds(name: str, given: float | None) -> float | None:
-    """A number of seconds above 0, or None."""
-    found = checked_seconds(name, given)
-    if found == 0:
-        raise ValueError(f"{name} must be more than 0 seconds, or None; not {given!r}")
-    return found
-
-
 def _is_message(item: object) -> bool:
     return hasattr(item, "response_metadata")  # its id is the message's, not the event's
 
 
 def _id_of(item: object) -> str | None:
     found = getattr(item, "id", None)
-    # A line break would end the field, and U+0000 makes a browser ignore it.
-    return None if found is None else "".join(c for c in str(found) if c not in "\r\n\0")
+    return None if found is None else _clean(str(found))
+
+
+def _clean(event_id: str) -> str:
+    """An id without a line break, which would end the field, and U+0000, which voids it."""
+    return "".join(character for character in event_id if character not in "\r\n\0")

@@ -8,12 +8,12 @@ server-sent event.  `start` comes first, `end` last, also after `error`::
     frames = wire.start()
     async for item in tokens:  # str, AIMessageChunk or TokenEvent, as the stream selects
         frames += wire.item(item)
-    frames += wire.end(tokens.usage)
+    frames += wire.end(tokens.usage, tokens.finish_reason)
     body = "".join(frame.encode() for frame in frames)
 
 An answer that is not streamed is gathered with `Answer` instead, from the same items;
-`Answer.completion` makes the ``chat.completion`` object.  `status_of` and `safe_message` say
-what a client may know of a failure.
+`Answer.completion` makes the ``chat.completion`` object.  `status_of`, `safe_message` and
+`retry_after` say what a client may know of a failure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 
 from queuestream.web.formats.agui import AGUIFormat
 from queuestream.web.formats.base import Format, Frame, to_json
-from queuestream.web.formats.failures import safe_message, status_of
+from queuestream.web.formats.failures import retry_after, safe_message, status_of
 from queuestream.web.formats.openai import Answer, OpenAIFormat, openai_error, openai_usage
 from queuestream.web.formats.text import TextFormat
 from queuestream.web.formats.vercel import VercelFormat
@@ -42,6 +42,7 @@ __all__ = [
     "make_format",
     "openai_error",
     "openai_usage",
+    "retry_after",
     "safe_message",
     "status_of",
     "to_json",

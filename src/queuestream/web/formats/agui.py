@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from langchain_core.messages.ai import UsageMetadata
 
     from queuestream.web.formats.base import Frame
+    from queuestream.web.formats.blocks import Block
 
 __all__ = ["AGUIFormat"]
 
@@ -26,7 +27,8 @@ _AGUI_NAMES = {
 class AGUIFormat(Blocks):
     """The events of the AG-UI protocol.
 
-    Usage and restarts are ``CUSTOM`` events of these names.
+    Usage, restarts and the reason for the end are ``CUSTOM`` events: ``usage``, ``restart``,
+    ``finish_reason``.
 
     Args:
         thread_id: The conversation's id, as the client gave it; made up if None.
@@ -50,39 +52,45 @@ class AGUIFormat(Blocks):
     def error(self, message: str) -> list[Frame]:
         """``RUN_ERROR``, which is the end of the run as well."""
         self._has_failed = True
-        return [*self._close(), typed("RUN_ERROR", message=message)]
+        return [*self._close_all(), typed("RUN_ERROR", message=message)]
 
-    def end(self, usage: UsageMetadata | None = None) -> list[Frame]:
-        """The usage and ``RUN_FINISHED``; nothing after an error."""
+    def end(
+        self, usage: UsageMetadata | None = None, finish_reason: str | None = None
+    ) -> list[Frame]:
+        """The usage, why the model stopped, and ``RUN_FINISHED``; nothing after an error."""
         if self._has_failed:
             return []
-        frames = self._close()
+        frames = self._close_all()
         if usage := usage or self._usage.total:
             frames.append(typed("CUSTOM", name="usage", value=usage))
+        reason = self._reason.final(finish_reason)
+        frames.append(typed("CUSTOM", name="finish_reason", value=reason))
         return [*frames, typed("RUN_FINISHED", **self._ids)]
 
-    def _opening(self, kind: str, block_id: str) -> list[Frame]:
-        start = f"{_AGUI_NAMES[kind]}_START"
-        if kind == "tool_call":
-            return [typed(start, toolCallId=block_id, toolCallName=self._call_name)]
-        if kind == "text":
-            return [typed(start, messageId=block_id, role="assistant")]
+    def _opening(self, block: Block) -> list[Frame]:
+        start = f"{_AGUI_NAMES[block.kind]}_START"
+        if block.kind == "tool_call":
+            return [typed(start, toolCallId=block.id, toolCallName=block.name)]
+        if block.kind == "text":
+            return [typed(start, messageId=block.id, role="assistant")]
         return [
-            typed("REASONING_START", messageId=block_id),
-            typed(start, messageId=block_id, role="reasoning"),
+            typed("REASONING_START", messageId=block.id),
+            typed(start, messageId=block.id, role="reasoning"),
         ]
 
-    def _closing(self, kind: str, block_id: str) -> list[Frame]:
-        end = f"{_AGUI_NAMES[kind]}_END"
-        if kind == "tool_call":
-            return [typed(end, toolCallId=block_id)]
-        frames = [typed(end, messageId=block_id)]
-        return frames if kind == "text" else [*frames, typed("REASONING_END", messageId=block_id)]
+    def _closing(self, block: Block) -> list[Frame]:
+        end = f"{_AGUI_NAMES[block.kind]}_END"
+        if block.kind == "tool_call":
+            return [typed(end, toolCallId=block.id)]
+        frames = [typed(end, messageId=block.id)]
+        if block.kind == "reasoning":
+            frames.append(typed("REASONING_END", messageId=block.id))
+        return frames
 
-    def _delta(self, kind: str, block_id: str, text: str) -> Frame:
-        if kind == "tool_call":
-            return typed("TOOL_CALL_ARGS", toolCallId=block_id, delta=text)
-        return typed(f"{_AGUI_NAMES[kind]}_CONTENT", messageId=block_id, delta=text)
+    def _delta(self, block: Block, text: str) -> Frame:
+        if block.kind == "tool_call":
+            return typed("TOOL_CALL_ARGS", toolCallId=block.id, delta=text)
+        return typed(f"{_AGUI_NAMES[block.kind]}_CONTENT", messageId=block.id, delta=text)
 
     def _restart(self, attempt: int) -> Frame:
         return typed("CUSTOM", name="restart", value={"attempt": attempt})

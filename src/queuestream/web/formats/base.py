@@ -64,10 +64,14 @@ class Format(Protocol):
         """What tells that the run failed; `end` still follows."""
         ...
 
-    def end(self, usage: UsageMetadata | None = None) -> list[Frame]:
+    def end(
+        self, usage: UsageMetadata | None = None, finish_reason: str | None = None
+    ) -> list[Frame]:
         """What comes after everything.
 
         Args:
             usage: The whole run's, if it is known; else that of the usage events.
+            finish_reason: Why the model stopped, in its provider's word, if it is known; else
+                what the items have told.
         """
         ...

@@ -1,4 +1,7 @@
-"""Taking apart what a stream yields, once for all formats: text, reasoning, tool calls, usage."""
+"""Taking apart what a stream yields, once for all formats.
+
+Text, reasoning, tool calls, usage, and why the model stopped.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from langchain_core.messages import AIMessageChunk
 from langchain_core.messages.ai import add_usage
 
-from queuestream._messages import parts_of
+from queuestream._messages import finish_reason_in, parts_of
 from queuestream.events import TokenEvent
 
 if TYPE_CHECKING:
     from langchain_core.messages.ai import UsageMetadata
 
-__all__ = ["Call", "Calls", "FinishReason", "Piece", "Usage", "finish_reason", "pieces_of"]
+__all__ = ["Call", "Calls", "FinishReason", "Piece", "Reason", "Usage", "pieces_of"]
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class Piece(NamedTuple):
-    """One thing that an item says."""
+    """One thing that an item says; of the kind ``nothing`` if that is none to show."""
 
     kind: str
     text: str
@@ -38,7 +41,10 @@ def pieces_of(item: object) -> list[Piece]:
     if isinstance(item, str):
         return [Piece("text", item, None, None, 1)]
     if isinstance(item, AIMessageChunk):
-        return [Piece(part.kind, part.text, part.chunk, item.id, 1) for part in parts_of(item)]
+        # The last chunk may be without parts, and tell why the model stopped.
+        return [Piece(part.kind, part.text, part.chunk, item.id, 1) for part in parts_of(item)] or [
+            Piece("nothing", "", item, item.id, 1)
+        ]
     if isinstance(item, TokenEvent) or hasattr(item, "kind"):
         event = cast("TokenEvent", item)
         return [Piece(event.kind, event.text, event.chunk, event.run_id, event.attempt)]
@@ -103,14 +109,52 @@ class Usage:
             self.total = add_usage(self.total, found)
 
 
-_LENGTH = {"length", "max_tokens", "MAX_TOKENS", "max_output_tokens"}
-_FILTER = {"content_filter", "refusal", "SAFETY"}
+_MEANINGS: dict[str, FinishReason] = {
+    **dict.fromkeys(
+        ("length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"), "length"
+    ),
+    **dict.fromkeys(
+        (
+            "content_filter",
+            "content_filtered",
+            "refusal",
+            "safety",
+            "recitation",
+            "blocklist",
+            "prohibited_content",
+            "spii",
+            "guardrail_intervened",
+        ),
+        "content_filter",
+    ),
+}
+"""What providers say, in lower case, where a model did not stop of its own accord."""
 
 
-def finish_reason(chunk: AIMessageChunk | None) -> FinishReason | None:
-    """Why a model stopped, if the chunk says so and it was not of its own accord."""
-    said = chunk.response_metadata if chunk is not None else {}
-    reason = said.get("finish_reason") or said.get("stop_reason")
-    if reason in _LENGTH:
-        return "length"
-    return "content_filter" if reason in _FILTER else None
+class Reason:
+    """Why an answer ended: what its last model run has said, or what came of that run."""
+
+    __slots__ = ("_has_calls", "_run", "_said")
+
+    def __init__(self) -> None:
+        self._run: object = None
+        self._has_calls = False
+        self._said: str | None = None
+
+    def note(self, piece: Piece) -> None:
+        """Take note of a piece."""
+        if piece.run != self._run:
+            self._run, self._has_calls, self._said = piece.run, False, None
+        if piece.kind == "tool_call":
+            self._has_calls = True
+        if piece.chunk is not None:
+            self._said = finish_reason_in(piece.chunk.response_metadata) or self._said
+
+    def final(self, told: str | None) -> FinishReason:
+        """The reason in OpenAI's words.
+
+        Args:
+            told: What the stream knows, in the provider's word; None if that is nothing.
+        """
+        reason = _MEANINGS.get((told or self._said or "").lower())
+        return reason or ("tool_calls" if self._has_calls else "stop")

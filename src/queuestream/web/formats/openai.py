@@ -7,7 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from queuestream.web.formats.base import Frame, to_json
-from queuestream.web.formats.items import Calls, Usage, finish_reason, pieces_of
+from queuestream.web.formats.items import Calls, Reason, Usage, pieces_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +76,7 @@ class OpenAIFormat:
         self._include_usage = include_usage
         self._calls = Calls()
         self._usage = Usage()
-        self._reason: FinishReason = "stop"
+        self._reason = Reason()
         self._has_failed = False
 
     def _chunk(
@@ -93,18 +93,17 @@ class OpenAIFormat:
         """A chunk for each thing that the item says; usage waits for the end."""
         frames: list[Frame] = []
         for piece in pieces_of(item):
-            self._reason = finish_reason(piece.chunk) or self._reason
+            self._reason.note(piece)
             if piece.kind == "text":
                 frames.append(self._chunk({"content": piece.text}))
             elif piece.kind == "reasoning":
                 frames.append(self._chunk({"reasoning_content": piece.text}))
             elif piece.kind == "tool_call":
                 frames.append(self._chunk({"tool_calls": [_openai_call(self._calls.call(piece))]}))
-                self._reason = "tool_calls"
             elif piece.kind == "restart":
-                self._reason = "stop"
+                self._reason = Reason()
                 frames.append(self._chunk({}, restart=piece.attempt))
-            else:
+            elif piece.kind == "usage":
                 self._usage.add(piece)
         return frames
 
@@ -113,11 +112,13 @@ class OpenAIFormat:
         self._has_failed = True
         return [Frame(to_json(openai_error(message)))]
 
-    def end(self, usage: UsageMetadata | None = None) -> list[Frame]:
+    def end(
+        self, usage: UsageMetadata | None = None, finish_reason: str | None = None
+    ) -> list[Frame]:
         """The reason for the end, the usage, and ``[DONE]``; after an error only the last."""
         if self._has_failed:
             return [Frame("[DONE]")]
-        frames = [self._chunk({}, self._reason)]
+        frames = [self._chunk({}, self._reason.final(finish_reason))]
         usage = usage or self._usage.total
         if usage and self._include_usage:
             frames.append(
@@ -149,7 +150,7 @@ class Answer:
         self._reasoning: list[str] = []
         self._calls = Calls()
         self._made: list[tuple[Call, list[str]]] = []
-        self._reason: FinishReason = "stop"
+        self._reason = Reason()
 
     def add(self, item: object) -> None:
         """Take one item of the stream.
@@ -158,7 +159,7 @@ class Answer:
             TypeError: If the item is no ``str``, ``AIMessageChunk`` or event.
         """
         for piece in pieces_of(item):
-            self._reason = finish_reason(piece.chunk) or self._reason
+            self._reason.note(piece)
             if piece.kind == "text":
                 self._texts.append(piece.text)
             elif piece.kind == "reasoning":
@@ -168,14 +169,17 @@ class Answer:
                 if call.is_new:
                     self._made.append((call, []))
                 self._made[call.number][1].append(call.arguments)
-                self._reason = "tool_calls"
             elif piece.kind == "restart":
                 self._clear()
-            else:
+            elif piece.kind == "usage":
                 self._usage.add(piece)
 
     def completion(
-        self, model: str = "queuestream", usage: UsageMetadata | None = None, id: str | None = None
+        self,
+        model: str = "queuestream",
+        usage: UsageMetadata | None = None,
+        id: str | None = None,
+        finish_reason: str | None = None,
     ) -> dict[str, Any]:
         """The ``chat.completion`` object.
 
@@ -183,6 +187,8 @@ class Answer:
             model: What it calls the model.
             usage: The whole run's, if it is known; else that of the usage events.
             id: The answer's id; made up if None.
+            finish_reason: Why the model stopped, in its provider's word, if it is known; else
+                what the items have told.
         """
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self._texts)}
         if self._reasoning:
@@ -197,7 +203,12 @@ class Answer:
                 }
                 for call, arguments in self._made
             ]
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._reason}
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": self._reason.final(finish_reason),
+        }
         whole: dict[str, Any] = {
             "id": id or _completion_id(),
             "object": "chat.completion",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from queuestream.web.formats.base import Frame, to_json
-from queuestream.web.formats.items import Calls, pieces_of
+from queuestream.web.formats.items import Calls, Reason, pieces_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,7 @@ class TextFormat:
 
     def __init__(self) -> None:
         self._calls = Calls()
+        self._reason = Reason()
 
     def start(self) -> list[Frame]:
         """Nothing."""
@@ -36,6 +37,7 @@ class TextFormat:
         """An event for each thing that the item says."""
         frames: list[Frame] = []
         for piece in pieces_of(item):
+            self._reason.note(piece)
             if piece.kind == "text":
                 frames.append(Frame(to_json(piece.text)))
                 continue
@@ -52,6 +54,9 @@ class TextFormat:
                 value = piece.chunk.usage_metadata if piece.chunk is not None else None
             elif piece.kind == "restart":
                 value = {"attempt": piece.attempt}
+                self._reason = Reason()
+            elif piece.kind != "reasoning":
+                continue
             frames.append(Frame(to_json(value), piece.kind))
         return frames
 
@@ -59,6 +64,11 @@ class TextFormat:
         """An event ``error`` that has data, unlike the browser's own."""
         return [Frame(to_json({"message": message}), "error")]
 
-    def end(self, usage: UsageMetadata | None = None) -> list[Frame]:
-        """The event ``end``, with the usage if it is known."""
-        return [Frame(to_json({"usage": usage} if usage else {}), "end")]
+    def end(
+        self, usage: UsageMetadata | None = None, finish_reason: str | None = None
+    ) -> list[Frame]:
+        """The event ``end``, with the reason for it, and the usage if it is known."""
+        told: dict[str, object] = {"finish_reason": self._reason.final(finish_reason)}
+        if usage:
+            told["usage"] = usage
+        return [Frame(to_json(told), "end")]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from langchain_core.messages.ai import UsageMetadata
 
+    from queuestream.web.formats.blocks import Block
+
 __all__ = ["VercelFormat"]
 
 
@@ -38,43 +40,44 @@ class VercelFormat(Blocks):
         """A part ``error``."""
         self._has_failed = True
         # A call that broke off is not closed: its input is not whole.
-        frames = [] if self._open and self._open[0] == "tool_call" else self._close()
-        self._open = None
-        return [*frames, typed("error", errorText=message)]
+        return [*self._close_all(but="tool_call"), typed("error", errorText=message)]
 
-    def end(self, usage: UsageMetadata | None = None) -> list[Frame]:
+    def end(
+        self, usage: UsageMetadata | None = None, finish_reason: str | None = None
+    ) -> list[Frame]:
         """The end of the step and of the message, and ``[DONE]``; after an error only that."""
         if self._has_failed:
             return [Frame("[DONE]")]
         usage = usage or self._usage.total
+        reason = self._reason.final(finish_reason).replace("_", "-")
         more = {"messageMetadata": {"usage": usage}} if usage else {}
         return [
-            *self._close(),
+            *self._close_all(),
             typed("finish-step"),
-            typed("finish", **more),
+            typed("finish", finishReason=reason, **more),
             Frame("[DONE]"),
         ]
 
-    def _opening(self, kind: str, block_id: str) -> list[Frame]:
-        if kind == "tool_call":
-            return [typed("tool-input-start", toolCallId=block_id, toolName=self._call_name)]
-        return [typed(f"{kind}-start", id=block_id)]
+    def _opening(self, block: Block) -> list[Frame]:
+        if block.kind == "tool_call":
+            return [typed("tool-input-start", toolCallId=block.id, toolName=block.name)]
+        return [typed(f"{block.kind}-start", id=block.id)]
 
-    def _closing(self, kind: str, block_id: str) -> list[Frame]:
-        if kind != "tool_call":
-            return [typed(f"{kind}-end", id=block_id)]
-        text = "".join(self._arguments)
-        call = {"toolCallId": block_id, "toolName": self._call_name}
+    def _closing(self, block: Block) -> list[Frame]:
+        if block.kind != "tool_call":
+            return [typed(f"{block.kind}-end", id=block.id)]
+        call = {"toolCallId": block.id, "toolName": block.name}
         try:
-            return [typed("tool-input-available", **call, input=json.loads(text or "{}"))]
+            arguments = json.loads(block.arguments or "{}")
         except ValueError:
             said = "The arguments are no valid JSON."
-            return [typed("tool-input-error", **call, input=text, errorText=said)]
+            return [typed("tool-input-error", **call, input=block.arguments, errorText=said)]
+        return [typed("tool-input-available", **call, input=arguments)]
 
-    def _delta(self, kind: str, block_id: str, text: str) -> Frame:
-        if kind == "tool_call":
-            return typed("tool-input-delta", toolCallId=block_id, inputTextDelta=text)
-        return typed(f"{kind}-delta", id=block_id, delta=text)
+    def _delta(self, block: Block, text: str) -> Frame:
+        if block.kind == "tool_call":
+            return typed("tool-input-delta", toolCallId=block.id, inputTextDelta=text)
+        return typed(f"{block.kind}-delta", id=block.id, delta=text)
 
     def _restart(self, attempt: int) -> Frame:
         return typed("data-restart", data={"attempt": attempt}, transient=True)
