@@ -46,12 +46,18 @@ def _uvicorn(app: Any) -> Iterator[str]:
         thread.join()
 
 
-def _only_requests(app: Any) -> Any:
-    async def without_lifespan(scope: Any, receive: Any, send: Any) -> None:
+def _with_lifespan(app: Any) -> Any:
+    """Hypercorn asks for it, and on trio takes no answer for a failure."""
+
+    async def started(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
             await app(scope, receive, send)
+            return
+        for step in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{step}.complete"})
 
-    return without_lifespan
+    return started
 
 
 def _config() -> tuple[Config, int]:
@@ -74,7 +80,7 @@ def _hypercorn(app: Any) -> Iterator[str]:
         over = asyncio.Event()
         stop.append(partial(asyncio.get_running_loop().call_soon_threadsafe, over.set))
         ready.set()
-        await hypercorn.asyncio.serve(_only_requests(app), config, shutdown_trigger=over.wait)
+        await hypercorn.asyncio.serve(_with_lifespan(app), config, shutdown_trigger=over.wait)
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     yield from _running(thread, ready, stop, port)
@@ -91,7 +97,7 @@ def _hypercorn_on_trio(app: Any) -> Iterator[str]:
         token = trio.lowlevel.current_trio_token()
         stop.append(partial(token.run_sync_soon, over.set))
         ready.set()
-        await hypercorn.trio.serve(_only_requests(app), config, shutdown_trigger=over.wait)
+        await hypercorn.trio.serve(_with_lifespan(app), config, shutdown_trigger=over.wait)
 
     thread = threading.Thread(target=trio.run, args=(run,))
     yield from _running(thread, ready, stop, port)

@@ -71,7 +71,8 @@ def sse_response(
         ping: Seconds of silence after which a comment is sent; None for never.  The status
             becomes 200 with the first.
         send_timeout: Seconds that one send may last before the client is given up; None for
-            no limit.
+            no limit.  Where a server lets nobody cancel a send (hypercorn's on trio), it is the
+            ping that notices, and the run is stopped up to ``ping`` seconds later.
         headers: More headers, which win over those that the response has of its own.  A refusal
             has them, too.
 
@@ -163,13 +164,20 @@ class SSEResponse(Response):
         await answer.send_frames(wire.end(usage, reason), is_last=True)
 
     async def _keep_alive(self, answer: _Answer, ping: float, scope: anyio.CancelScope) -> None:
+        limit = self._send_timeout
         try:
             while True:
                 await anyio.sleep_until(answer.last_sent + ping)
-                if answer.last_sent + ping <= anyio.current_time():
+                if limit is not None and (since := answer.sending_since) is not None:
+                    # Some servers let nobody cancel a send: hypercorn's on trio.
+                    await anyio.sleep_until(since + limit)
+                    if answer.sending_since == since:
+                        raise TimeoutError
+                elif answer.last_sent + ping <= anyio.current_time():
                     await answer.send_ping()
         except OSError as gone:
             answer.note_gone(gone)
+            await close_stream(self._stream)  # now, for this scope may not end before the client
             scope.cancel()
 
     @property
@@ -211,10 +219,13 @@ class _Answer:
         self._last_id: str | None = None  # of the stream's own ids
         self._number = 0
         self.last_sent = anyio.current_time()
+        self.sending_since: float | None = None
 
     async def _send(self, message: dict[str, Any]) -> None:
+        self.sending_since = anyio.current_time()
         with anyio.fail_after(self._send_timeout):
             await self._asgi[2](message)
+        self.sending_since = None
         self.last_sent = anyio.current_time()
 
     async def _begin(self) -> None:
