@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 pytest_plugins = ["pytester", "tests.support.thinning"]
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collections() -> None:
     """Spare the collector what lives as long as the process: half of what the suite takes.
 
     LangChain's modules and eleven thousand tests are a million objects, and many a test calls
-    ``gc.collect()``.
+    ``gc.collect()``.  For each module anew, because some import more, and the benchmarks'
+    harness unfreezes what it froze.
     """
     gc.collect()
     gc.freeze()

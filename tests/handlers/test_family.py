@@ -9,7 +9,7 @@ import itertools
 import threading
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
@@ -43,9 +43,6 @@ from tests.support.models import (
     silent_model,
     tokens,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 EACH_KIND = pytest.mark.parametrize("kind", KINDS)
 on_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS)
@@ -418,14 +415,6 @@ class _Ids(BaseCallbackHandler):
         return sum(ref() is not None for ref in self.ids)
 
 
-@pytest.fixture
-def _quick_collections() -> Iterator[None]:
-    """Let the collector look at what the test has made, and at nothing else."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def _kept(handler: Any) -> dict[str, int]:
     """What a handler, and those in it, still hold of runs."""
     gc.collect()
@@ -439,7 +428,6 @@ def _kept(handler: Any) -> dict[str, int]:
     return held
 
 
-@pytest.mark.usefixtures("_quick_collections")
 @EACH_KIND
 @INVOKE_AND_AINVOKE
 def test_nothing_of_a_run_is_in_the_next_or_kept(kind: Kind, way: Way) -> None:
@@ -458,7 +446,6 @@ def test_nothing_of_a_run_is_in_the_next_or_kept(kind: Kind, way: Way) -> None:
     assert ids.alive == 0
 
 
-@pytest.mark.usefixtures("_quick_collections")
 @EACH_KIND
 @PLAIN_AND_COROUTINE
 def test_nothing_is_kept_of_runs_that_were_cancelled(kind: Kind, *, is_async: bool) -> None:
@@ -484,7 +471,6 @@ def test_nothing_is_kept_of_runs_that_were_cancelled(kind: Kind, *, is_async: bo
     assert ids.alive == 0
 
 
-@pytest.mark.usefixtures("_quick_collections")
 @EACH_KIND
 @INVOKE_AND_AINVOKE
 def test_a_handler_goes_with_its_last_reference(kind: Kind, way: Way) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import functools
-import gc
 import importlib.metadata
 import importlib.util
 import inspect
@@ -254,11 +253,7 @@ class _FirstProblem(unittest.TestResult):
 def _run_unittest(test_class: type[unittest.TestCase], method: str) -> None:
     # Not TestCase.debug(), which leaves the loop open when the test fails.
     result = _FirstProblem()
-    gc.freeze()  # some collect after each step, and need not go through all that is imported
-    try:
-        unittest.TestSuite([test_class(method)]).run(result)
-    finally:
-        gc.unfreeze()
+    unittest.TestSuite([test_class(method)]).run(result)
     if result.problem is not None:
         raise result.problem
     for _, reason in result.skipped:
