@@ -150,7 +150,7 @@ class TaskRun(Run):
 
     def start_here(self) -> None:
         """Start the task on the loop that runs in this thread."""
-        loop = self.loop = asyncio.get_running_loop()
+        loop = self.loop = self._call.tokens.loop = asyncio.get_running_loop()
         containment = Containment(loop)
         work = containment.contain(self._work(containment))
         task = self._task = self._call.context.run(loop.create_task, work)

@@ -17,10 +17,11 @@ import contextlib
 import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consumer_error
 from queuestream._turns import running_asyncio_loop
+from queuestream.errors import RunCancelledError
 from queuestream.events import Selection, value_of
 from queuestream.handlers.feed import FeedHandler, run_in_context
 
@@ -196,6 +197,7 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
         self._has_stale = False
         # Tasks in which an outermost run goes on, see `_watch`.
         self._watched: dict[UUID, dict[asyncio.Task[Any], Callable[..., None]]] = {}
+        self.tokens.on_gone = partial(_end_for_one_that_is_gone, ref(self))
 
     # -- the runs --------------------------------------------------------------------------
 
@@ -352,6 +354,21 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
     def get_stream(self) -> Generator[T, None, None]:
         """Iterate the tokens of one run, as a generator."""
         yield from self
+
+
+def _end_for_one_that_is_gone(whose: ref[QueueStreamHandler[Any]]) -> None:
+    """End the iteration: a run of it waited on a loop that was closed, and will report nothing.
+
+    Other runs that go on at the same time are left out then: which of the outermost ones it is
+    that has gone cannot be told from a token of a model deep in it.
+    """
+    handler = whose()
+    if handler is not None:
+        with handler.tokens.lock:
+            if handler.is_running:
+                handler._end_session(  # noqa: SLF001 - its own
+                    RunCancelledError("the event loop that the run was on was closed")
+                )
 
 
 class _Iteration(Generic[T]):

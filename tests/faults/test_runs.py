@@ -1,0 +1,312 @@
+"""Faults of the run: its model, its thread, its loop, the callbacks beside ours."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import threading
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables import RunnableLambda
+
+from queuestream import QueueStreamHandler, stream
+from queuestream.errors import RunCancelledError
+from tests.support.aftermath import our_threads
+from tests.support.gates import Gate, eventually, eventually_async
+from tests.support.models import ScriptedChatModel, tokens
+from tests.support.streams import DEFAULT_CASES, STREAM_CASES, Case, getters_of, is_blocked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tests.support.consumers import Consumer
+
+LENGTH = 5
+"""Tokens of an answer."""
+POSITIONS = range(LENGTH + 1)
+"""Where it may fail: before each of them, and after the last."""
+
+
+class _ModelError(Exception):
+    """The model's own."""
+
+
+async def collected(consumer: Consumer, running: Any) -> tuple[list[str], BaseException | None]:
+    """Iterate to the end: what came, and what was raised there."""
+    received: list[str] = []
+    try:
+        async for token in consumer.iterate(running):
+            received.append(token)  # noqa: PERF401 - what came before the error is kept
+    except BaseException as error:
+        return received, error
+    return received, None
+
+
+# -- the model ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [_ModelError, MemoryError])
+@pytest.mark.parametrize("case", DEFAULT_CASES)
+def test_the_model_raises_at_every_position(case: Case, kind: type[Exception]) -> None:
+    """Promise 3.  Hazard: an error that meets a full, an empty or a just emptied queue is lost.
+
+    A MemoryError is an error like another: whatever could not be had is free again when the
+    consumer gets it.
+    """
+
+    async def scenario(position: int, maxsize: int) -> None:
+        failure = kind("the model's own")
+        model = ScriptedChatModel(tokens=tokens(LENGTH), failure=failure, fail_at=position)
+        async with case.running(model, maxsize=maxsize) as running:
+            received, error = await collected(case.consumer, running)
+        assert received == tokens(position)
+        assert error is failure
+
+    async def all_of_them() -> None:
+        for position in POSITIONS:
+            for maxsize in (1, 2, 256):
+                await scenario(position, maxsize)
+
+    case.consumer.run(all_of_them)
+
+
+class Bounded(deque[Any]):
+    """A deque that finds no memory for one item."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__()
+        self._left = position
+
+    def append(self, item: Any) -> None:
+        """Fail, when it is time."""
+        self._left -= 1
+        if self._left == -1:
+            raise MemoryError
+        super().append(item)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in STREAM_CASES if case.values[0].queue == "default"]
+)
+def test_memory_ends_in_a_callback_of_ours(case: Case) -> None:
+    """Promises 1 and 3.  Hazard: the token is lost, and the next one comes in its place."""
+    model = ScriptedChatModel(tokens=tokens(LENGTH))
+
+    async def scenario(position: int, maxsize: int) -> None:
+        running = case.stream(model, maxsize=maxsize)
+        assert running._tokens.buffer is not None
+        running._tokens.buffer.items = Bounded(position)
+        async with case.consumer.entered(running) as entered:
+            received, error = await collected(case.consumer, entered)
+        assert received == tokens(position)
+        assert isinstance(error, MemoryError)
+
+    async def all_of_them() -> None:
+        for position in range(LENGTH):
+            for maxsize in (1, 256):
+                await scenario(position, maxsize)
+
+    case.consumer.run(all_of_them)
+
+
+# -- the producer's thread -----------------------------------------------------------------------
+
+
+class _Killed(BaseException):
+    """What a thread is killed with: nobody below catches it."""
+
+
+def kill(thread: threading.Thread) -> None:
+    """Raise an exception in a thread, as debuggers and some servers do."""
+    assert thread.ident is not None
+    number = ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(_Killed)
+    )
+    assert number == 1
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in STREAM_CASES if case.values[0].producer == "thread"]
+)
+def test_the_producers_thread_is_killed(case: Case) -> None:
+    """Promise 3.  Hazard: nobody is left to put the end."""
+    gate = Gate(3)
+
+    def endless(_: str, config: Any) -> None:
+        model.invoke("?", config)
+        while True:  # in Python's own code, where such an exception arrives
+            gate.release(0)
+
+    model = ScriptedChatModel(tokens=tokens(3), gate=gate)
+
+    async def scenario() -> None:
+        async with case.running(RunnableLambda(endless)) as running:
+            assert await case.consumer.take(running, 3) == tokens(3)
+            await case.consumer.wait(model.record.wait_until_finalized)
+            (thread,) = our_threads()
+            kill(thread)
+            received, error = await collected(case.consumer, running)
+            assert received == []
+            assert isinstance(error, _Killed)
+
+    case.consumer.run(scenario)
+
+
+# -- the loop ------------------------------------------------------------------------------------
+
+
+def in_another_thread(iterable: Iterable[str]) -> tuple[list[str], BaseException]:
+    """Iterate to the error at the end, somewhere else: the loop of the run is no more."""
+    received: list[str] = []
+    errors: list[BaseException] = []
+
+    def iterate() -> None:
+        try:
+            received.extend(iterable)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=iterate, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive(), f"still waiting after {received}"
+    return received, errors[0]
+
+
+class Ground:
+    """A loop that is closed with all that goes on in it, as ``asyncio.run`` would never do."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+
+    def close(self) -> None:
+        """Close it.  Its tasks say no word of it."""
+        for task in asyncio.all_tasks(self.loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self.loop.close()
+
+
+def lose_stream(model: ScriptedChatModel, is_there: Callable[[Any], object]) -> Any:
+    """Begin a stream on a loop, and close that."""
+    answer = stream(model, "?", run_in="task", maxsize=2)
+
+    async def begin() -> None:
+        await answer.__aenter__()
+        await eventually_async(partial(is_there, answer))
+
+    ground = Ground()
+    ground.loop.run_until_complete(begin())
+    ground.close()
+    return answer
+
+
+def test_a_loop_is_closed_under_a_stream_that_waits() -> None:
+    """Promise 3.  Hazard: the consumer waits for a run that will never go on."""
+    answer = lose_stream(ScriptedChatModel(tokens=tokens(9)), is_blocked)
+    received, error = in_another_thread(answer)
+    assert received == tokens(2)
+    assert isinstance(error, RunCancelledError)
+    with pytest.raises(RunCancelledError, match="loop that the run was on was closed"):
+        answer.result  # noqa: B018 - the look raises
+
+
+@pytest.mark.parametrize("how", ["for", "pieces"])
+def test_a_loop_is_closed_under_a_silent_stream(how: str) -> None:
+    """Promise 3.  Hazard: the same, and there is nobody whose wake-up is lost."""
+    model = ScriptedChatModel(tokens=tokens(9), gate=Gate(1))
+    answer = lose_stream(model, lambda _: model.record.produced == 1)
+    received, error = in_another_thread(answer.pieces() if how == "pieces" else answer)
+    assert received == tokens(1)
+    assert isinstance(error, RunCancelledError)
+
+
+def test_a_loop_is_closed_between_the_ring_and_the_answer() -> None:
+    """Promise 3.  Hazard: the producer was woken in time, and the loop drops the wake-up.
+
+    1. The consumer takes what is there, so that the producer is rung for, and then waits.
+    2. The loop, which was not running, is closed.
+    """
+    ground = Ground()
+    answer = stream(ScriptedChatModel(tokens=tokens(9)), "?", run_in="task", maxsize=2)
+
+    async def begin() -> None:
+        await answer.__aenter__()
+        await eventually_async(partial(is_blocked, answer))
+
+    ground.loop.run_until_complete(begin())
+
+    def close() -> None:
+        eventually(lambda: getters_of(answer) == 1)
+        ground.close()  # 2
+
+    closer = threading.Thread(target=close)
+    closer.start()
+    received, error = in_another_thread(answer)  # 1
+    closer.join()
+    assert received == tokens(2)
+    assert isinstance(error, RunCancelledError)
+
+
+def test_a_loop_is_closed_under_a_handlers_producer_that_waits() -> None:
+    """Promise 3.  Hazard: nobody reports the end of a run whose loop is gone."""
+    handler = QueueStreamHandler(maxsize=2)
+    model = ScriptedChatModel(tokens=tokens(9))
+    ground = Ground()
+    config: Any = {"callbacks": [handler]}
+    run = ground.loop.create_task(model.ainvoke("?", config))
+    ground.loop.run_until_complete(eventually_async(partial(is_blocked, iter(handler))))
+    ground.close()
+    assert not run.done()
+    received, error = in_another_thread(handler)
+    assert received == tokens(2)
+    assert isinstance(error, RunCancelledError)
+    model.invoke("?", {"callbacks": [unbounded := QueueStreamHandler(0)]})  # and all else goes on
+    assert list(unbounded) == tokens(9)
+
+
+# -- the callbacks beside ours ---------------------------------------------------------------------
+
+
+class Fails(BaseCallbackHandler):
+    """A callback that raises at every token."""
+
+    run_inline = True
+
+    def __init__(self, *, raise_error: bool) -> None:
+        self.raise_error = raise_error
+        self.failure = _ModelError("the callback's own")
+
+    def on_llm_new_token(self, *_: Any, **__: Any) -> None:
+        """Fail."""
+        raise self.failure
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["logged", "raised"])
+@pytest.mark.parametrize("case", DEFAULT_CASES)
+def test_a_callback_beside_ours_raises(
+    case: Case, raises: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Promises 1 and 3.  Hazard: its error is taken for ours, or ours is not called after it.
+
+    LangChain logs such an error, and lets it end the run where the callback asks for that.
+    """
+    beside = Fails(raise_error=raises)
+    model = ScriptedChatModel(tokens=tokens(LENGTH))
+
+    async def scenario() -> None:
+        async with case.running(model, callbacks=[beside]) as running:
+            received, error = await collected(case.consumer, running)
+        if raises:
+            assert received in ([], tokens(1))  # ours may be asked at the same time
+            assert error is beside.failure
+        else:
+            assert received == tokens(LENGTH)
+            assert error is None
+
+    with caplog.at_level(logging.CRITICAL):
+        case.consumer.run(scenario)
