@@ -128,6 +128,39 @@ def handler_under_asyncio_run() -> None:
     asyncio.run(main())
 
 
+def cancelled_from_outside() -> None:
+    """The task of a run is cancelled while synchronous steps of it wait in the executor.
+
+    LangChain goes on without them, and `asyncio.run` joins their threads.
+    """
+
+    async def cancel(work: Any, is_waiting: Callable[[], object]) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(work)
+        await eventually_async(is_waiting)
+        threading.Thread(target=loop.call_soon_threadsafe, args=(task.cancel,)).start()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def main() -> None:
+        parallel = RunnableParallel({name: in_a_thread(model()) for name in "ab"})
+        for target, number in ((in_a_thread(model()), 1), (parallel, 2)):
+            handler = QueueStreamHandler(maxsize=1)
+            kept.append(handler)
+            run = target.ainvoke("?", {"callbacks": [handler]})
+            await cancel(run, lambda h=handler, n=number: putters_of(iter(h)) == n)
+            answer = stream(target, "?", maxsize=1)
+            kept.append(answer)
+
+            async def consume(answer: Any = answer) -> None:
+                async for _ in answer:
+                    await asyncio.sleep(600)
+
+            await cancel(consume(), lambda a=answer, n=number: putters_of(a) == n)
+
+    asyncio.run(main())
+
+
 def consumer_in_a_daemon_thread() -> None:
     """A consumer that dies with the interpreter, in the middle of a wait."""
     answer = stream(ScriptedChatModel(tokens=tokens(9), gate=Gate(1)), "?")
@@ -251,6 +284,7 @@ PROGRAMS: list[Callable[[], None]] = [
     handler_in_a_pool,
     task_under_asyncio_run,
     handler_under_asyncio_run,
+    cancelled_from_outside,
     consumer_in_a_daemon_thread,
     consumers_after_the_end_of_main,
     fork,

@@ -18,6 +18,7 @@ import pytest
 from tests.promises.leaving import (
     abandoned_in_background,
     abandoned_in_threads,
+    cancelled_from_outside,
     consumer_in_a_daemon_thread,
     consumers_after_the_end_of_main,
     fork,
@@ -70,6 +71,7 @@ def leave(program: Callable[[], None]) -> str:
         handler_in_a_pool,
         task_under_asyncio_run,
         handler_under_asyncio_run,
+        cancelled_from_outside,
         consumer_in_a_daemon_thread,
     ],
 )
