@@ -35,6 +35,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -183,6 +184,7 @@ class Buffer(Generic[T]):
         items: What waits.
         peak: The most items that waited at once.
         unfinished: The number of items that were put and are not declared done.
+        held: The number of items that were taken and whose slots are not free yet.
         is_shutdown: Whether nothing may be put any more.
         is_closed: Whether, moreover, what was waiting is dropped.
     """
@@ -190,13 +192,16 @@ class Buffer(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_getters",
+        "_holds",
         "_join",
         "_joiners",
+        "_limit",
         "_lock",
         "_low",
         "_needs_lock",
         "_putters",
         "_requests",
+        "held",
         "is_closed",
         "is_shutdown",
         "items",
@@ -212,6 +217,10 @@ class Buffer(Generic[T]):
         join: Callable[[deque[T], T], bool] | None = None,
     ) -> None:
         self.maxsize = checked_maxsize(maxsize)
+        # How many items may wait now: less than maxsize while some that were taken are held.
+        self._limit: float = maxsize or inf
+        self._holds = False
+        self.held = 0
         self._low = low
         self._join = join
         # Joining changes items while they wait.
@@ -269,16 +278,20 @@ class Buffer(Generic[T]):
 
     def _pop(self) -> T | Blocked:
         try:
-            return self.items.popleft()
+            item = self.items.popleft()
         except IndexError:  # also where there was one a moment ago, see `get_now`
             return BLOCKED
+        if self._holds:
+            self.held += 1
+            self._limit -= 1
+        return item
 
     def _putters_for_free_slot(self) -> list[Waiter]:
         if self._low is None:
-            return self._putters.call(1)
+            return self._putters.call(0 if self._is_full() else 1)
         if len(self.items) > self._low:
             return []
-        return self._putters.call(self.maxsize - len(self.items))
+        return self._putters.call(max(0, self.maxsize - len(self.items) - self.held))
 
     def try_put(
         self,
@@ -322,7 +335,7 @@ class Buffer(Generic[T]):
         return None
 
     def _is_full(self) -> bool:
-        return 0 < self.maxsize <= len(self.items)
+        return len(self.items) >= self._limit
 
     def _append(self, item: T) -> Iterable[Waiter]:
         items = self.items
@@ -341,7 +354,7 @@ class Buffer(Generic[T]):
             with self._lock:
                 items = self.items
                 waiting = len(items)
-                if self._requests or self.is_shutdown or 0 < self.maxsize <= waiting:
+                if self._requests or self.is_shutdown or waiting >= self._limit:
                     return False
                 items.append(item)
                 self.unfinished += 1
@@ -396,6 +409,32 @@ class Buffer(Generic[T]):
         finally:
             if self._requests:
                 self._settle()
+
+    # -- slots that are held ----------------------------------------------------------------
+
+    def hold(self) -> None:
+        """From now on an item that is taken leaves its slot occupied, until `let_go`."""
+        with self._lock:
+            self._needs_lock = True  # so that an item and its slot are counted at once
+            self._holds = True
+        self._settle()
+
+    def let_go(self, number: int) -> None:
+        """Free the slots of that many items that were taken.
+
+        **Thread safety**: as `shutdown`.
+        """
+        self._request(partial(self._free, number))
+
+    def _free(self, number: int, _: list[object]) -> list[Waiter]:
+        number = min(number, self.held)
+        self.held -= number
+        self._limit += number
+        if not number or not self._putters.waiters:
+            return []
+        if self._low is None:
+            return self._putters.call(number)
+        return self._putters_for_free_slot()
 
     # -- waiting --------------------------------------------------------------------------
 
@@ -482,7 +521,7 @@ class Buffer(Generic[T]):
         if line is self._getters:
             return bool(self.items)
         if line is self._putters:
-            return not 0 < self.maxsize <= len(self.items)
+            return not self._is_full()
         return not self.unfinished
 
     # -- requests: never wait for the lock ----------------------------------------------------

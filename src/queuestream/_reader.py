@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from queuestream._buffer import BLOCKED
 from queuestream._token_queue import Ended, TimedOut
 from queuestream._turns import TURN, end_turn, must_yield
-from queuestream.events import Joinable, Restart, text_of_value
+from queuestream.events import Joinable, Restart, TokenEvent, events_of, text_of_value
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from queuestream._meter import Counter
     from queuestream._token_queue import TokenQueue
 
-__all__ = ["Reader"]
+__all__ = ["EventReader", "Reader"]
 
 T = TypeVar("T")
 
@@ -219,6 +219,45 @@ class Reader(Generic[T]):
                 if piece.is_empty:
                     raise
             return piece.deliver()
+
+
+class EventReader(Reader[TokenEvent]):
+    """Reads events from a queue, whatever was selected when its items were put.
+
+    Args:
+        reader: The reader that it takes the place of; with what that one has delivered.
+    """
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, reader: Reader[Any]) -> None:
+        super().__init__(reader.tokens, reader.limit, reader.later_limit)
+        self.is_first = reader.is_first
+        self.kept = reader.kept
+        self._segments, self._void = reader._segments, reader._void  # noqa: SLF001 - a base's
+        self._attempt = 1
+
+    def deliver(self, run: Any, value: Any) -> Any:
+        """Return the first event that a value stands for, and keep the others."""
+        events = events_of(run, value)
+        if not events:
+            return None
+        first, *more = events
+        if more:
+            if self.kept is _NOTHING:
+                self.kept = deque()
+            self.kept.extendleft((run, event) for event in reversed(more))
+        self._attempt = first.attempt
+        return super().deliver(run, first)
+
+    def _value(self, item: Any) -> TokenEvent | None:
+        value = super()._value(item)
+        if value is None and isinstance(item, Restart):  # put when nobody wanted events
+            self._attempt += 1
+            return TokenEvent(
+                "restart", "", None, None, None, "", None, (), self._attempt, streamed=True
+            )
+        return value
 
 
 class _Gathering:

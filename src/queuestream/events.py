@@ -44,6 +44,7 @@ __all__ = [
     "Select",
     "Selection",
     "TokenEvent",
+    "events_of",
     "text_of_value",
     "value_of",
 ]
@@ -339,6 +340,12 @@ class Selection:
         if overflow == "merge":
             self.join = Joinable.join
 
+    def as_events(self) -> Selection:
+        """The same for a consumer of events."""
+        selection = Selection("event")
+        selection.filter, selection.join = self.filter, self.join
+        return selection
+
     def items(self, run: ModelRun, token: object, chunk: Any) -> Sequence[object]:
         """What the queue gets for one ``on_llm_new_token`` call, or for a whole generation.
 
@@ -434,6 +441,17 @@ def _event(
         attempt=attempt,
         streamed=streamed,
     )
+
+
+def events_of(run: ModelRun, value: Any) -> list[TokenEvent]:
+    """The events that a value of any selection stands for."""
+    if isinstance(value, TokenEvent):
+        return [value]
+    message = AIMessageChunk(content=value) if isinstance(value, str) else value
+    return [
+        _event(part.kind, part.text, part.chunk, run.about, run.attempt, streamed=run.streamed)
+        for part in parts_of(message)
+    ]
 
 
 def value_of(item: Any) -> Any:

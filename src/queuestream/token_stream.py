@@ -29,7 +29,7 @@ from queuestream._calls import (
 )
 from queuestream._checks import checked_seconds
 from queuestream._meter import StreamStatistics
-from queuestream._reader import Reader
+from queuestream._reader import EventReader, Reader
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TimedOut, TokenQueue
 from queuestream._turns import running_asyncio_loop
 from queuestream._wakeups import current_loop
@@ -275,6 +275,7 @@ class TokenStream(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_call",
+        "_feed",
         "_given_queue",
         "_is_finished",
         "_places",
@@ -296,6 +297,7 @@ class TokenStream(Generic[T]):
         limits: tuple[float | None, float | None],
     ) -> None:
         self._call: Call | None = call  # until it starts
+        self._feed = call.feed
         self._places = run_in, for_plain_consumer
         self._given_queue = given_queue
         self._tokens: TokenQueue[Any] = call.tokens
@@ -550,6 +552,24 @@ class TokenStream(Generic[T]):
             return self._timeout
         assert self._run is not None
         return self._tokens.failure or self._run.error
+
+    # -- for the package itself --------------------------------------------------------------
+
+    def _forward(self) -> Callable[[int], None] | None:
+        """Yield events from now on, for a consumer that hands them on to a third party.
+
+        What this returns frees the slots of so many events that were taken, each of which
+        would else stay occupied; None for a queue that was given and cannot hold them.
+        """
+        self._feed.select_events()
+        if self._select != "event":
+            self._select = "event"
+            self._reader = cast("Reader[T]", EventReader(self._reader))
+        buffer = self._tokens.buffer
+        if buffer is None:
+            return None
+        buffer.hold()
+        return buffer.let_go
 
     # -- stopping --------------------------------------------------------------------------
 

@@ -106,6 +106,13 @@ class FeedHandler(StreamHandler):
         # The model run that had the last chunk.  A pair, so that it changes at once.
         self._latest_run: tuple[UUID | None, ModelRun] = self._nameless
 
+    def select_events(self) -> None:
+        """Give events from now on, whatever was selected."""
+        self._takes_simple = False
+        self._selection = self._selection.as_events()
+        for run in list(self._runs.values()):
+            run.is_simple = False
+
     # -- the runs --------------------------------------------------------------------------
 
     def _is_in_task(self, run_id: UUID) -> bool:
