@@ -59,6 +59,7 @@ __getattr__, __dir__ = lazy(
         "events": None,
         "handlers": None,
         "mixed_queue": None,
+        "relay": None,
         "token_stream": None,
         "ui": None,
     },

@@ -8,7 +8,14 @@
      ├── StreamClosedError         a RuntimeError: iteration or ``result`` after an early close
      ├── StreamTimeoutError        a TimeoutError: a wait of the consumer lasted too long
      ├── RunCancelledError         a RuntimeError: somebody else cancelled the run
-     └── PlacementError            a ValueError and RuntimeError: the run cannot happen there
+     ├── PlacementError            a ValueError and RuntimeError: the run cannot happen there
+     └── RelayError                of `queuestream.relay`; also what Redis refuses
+          ├── RelayUnavailableError  a ConnectionError: Redis stays away
+          ├── GapError             a LookupError: entries that a reader has not got are gone
+          ├── ProducerLostError    the writer died
+          ├── ProducerReplacedError  another writer has taken over
+          ├── EntryTooLargeError   a ValueError: an event is larger than an entry may be
+          └── RemoteRunError       a RuntimeError: the run failed, in another process
 
     RunStopped                     a BaseException, only inside a synchronous run that was stopped
 
@@ -21,9 +28,16 @@ from __future__ import annotations
 
 __all__ = [
     "ConcurrentIterationError",
+    "EntryTooLargeError",
+    "GapError",
     "NotFinishedError",
     "PlacementError",
+    "ProducerLostError",
+    "ProducerReplacedError",
     "QueueStreamError",
+    "RelayError",
+    "RelayUnavailableError",
+    "RemoteRunError",
     "RunCancelledError",
     "RunStopped",
     "StreamClosedError",
@@ -70,6 +84,54 @@ class PlacementError(QueueStreamError, ValueError, RuntimeError):
     ``RuntimeError``, because whether it does depends on the thread or loop that asks, as
     with asyncio's own complaints about a wrong loop.  The message names the alternatives.
     """
+
+
+class RelayError(QueueStreamError):
+    """Something of `queuestream.relay`; by itself, what Redis refused."""
+
+
+class RelayUnavailableError(RelayError, ConnectionError):
+    """Redis stayed away for longer than ``outage``; a run that was written is stopped."""
+
+
+class GapError(RelayError, LookupError):
+    """Entries that a reader has not got are gone: trimmed, expired, or lost by Redis.
+
+    What the reader has is right as far as it goes; the rest cannot be had.
+    """
+
+
+class ProducerLostError(RelayError):
+    """The writer of a run died: its lease has run out, and everything it wrote was read.
+
+    A restarted writer goes on under the same id; subscribe again with the last event's id.
+    """
+
+
+class ProducerReplacedError(RelayError):
+    """Another writer has begun under the same id; raised in the earlier one, whose run is stopped."""
+
+
+class EntryTooLargeError(RelayError, ValueError):
+    """An event is larger, as JSON, than ``max_entry`` allows; the run is stopped."""
+
+
+class RemoteRunError(RelayError, RuntimeError):
+    """The run failed in the process that wrote it.
+
+    Attributes:
+        type_name: The name of its own error's class.
+        message: That error's message.
+    """
+
+    def __init__(self, type_name: str, message: str) -> None:
+        super().__init__(type_name, message)
+        self.type_name = type_name
+        self.message = message
+
+    def __str__(self) -> str:
+        """Both."""
+        return f"{self.type_name}: {self.message}" if self.message else self.type_name
 
 
 class RunStopped(BaseException):
