@@ -241,6 +241,8 @@ class SharedReader:
             self._fail(watch, GapError(gone))
             return False
         watch.cursor = entry.id
+        if watch.is_reader and watch.deadline == watch.start_deadline:  # somebody has begun
+            watch.deadline = monotonic() + self._link.settings.lease
         if entry.final is not None and is_last:
             self._end(watch, entry)
             return False

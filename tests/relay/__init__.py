@@ -1,0 +1,1 @@
+"""Streams that cross processes, on real servers."""
