@@ -210,13 +210,16 @@ class SharedReader:
         for key, entries in found:
             name = key.decode("utf-8", "surrogatepass")
             if name != self._wake_key:
-                self._give(name, entries)
+                self._give(name, entries, cursors[name])
 
     def _note_loss(self) -> None:
         self._grace = monotonic() + self._link.settings.lease + 1.0
 
-    def _give(self, key: str, raw: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
-        watches = list(self._watches.get(key, ()))
+    def _give(
+        self, key: str, raw: list[tuple[bytes, dict[bytes, bytes]]], cursor: EntryId
+    ) -> None:
+        # Who came while this was read, and needs what is before it, is served by the next read.
+        watches = [watch for watch in self._watches.get(key, ()) if watch.cursor >= cursor]
         is_all = len(raw) < _COUNT
         for place, (raw_id, fields) in enumerate(raw):
             if not watches:

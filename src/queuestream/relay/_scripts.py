@@ -118,7 +118,7 @@ APPEND = Script(
 -- ARGV: epoch, number of the first, maxlen or 0, ttl, final entry or '', entries...
 -- Returns {0} taken, {1, last id} another writer has taken over, {2, final entry} is over.
 local epoch, number, seal = ARGV[1], tonumber(ARGV[2]), ARGV[5]
-local function add(id, own, ...)
+local function add(id, ...)
   local reply = redis.pcall('XADD', KEYS[1], id, ...)
   if type(reply) ~= 'table' or not reply.err then return nil end
   if redis.call('EXISTS', KEYS[1]) == 0 then return reply end
@@ -127,21 +127,22 @@ local function add(id, own, ...)
   if tonumber(e) > tonumber(epoch) then return {1, last} end
   if n == LAST then
     local final = field(redis.call('XRANGE', KEYS[1], last, last)[1][2], 'd')
-    if final == own then return nil end
+    if seal ~= '' and final == seal then return nil end
     return {2, final}
   end
-  if own == '' and tonumber(n) >= tonumber(string.match(id, '-(%d+)')) then return nil end
+  local number = string.match(id, '-(%d+)')
+  if number ~= LAST and tonumber(n) >= tonumber(number) then return nil end
   return reply
 end
 for i = 6, #ARGV do
   local id = epoch .. '-' .. string.format('%.0f', number)
-  local refused = add(id, '', 'd', ARGV[i])
+  local refused = add(id, 'd', ARGV[i])
   if refused then return refused end
   number = number + 1
 end
 if seal ~= '' then
   local last = string.format('%.0f', number - 1)
-  local refused = add(epoch .. '-' .. LAST, seal, 'd', seal, 'last', last)
+  local refused = add(epoch .. '-' .. LAST, 'd', seal, 'last', last)
   if refused then return refused end
   if redis.call('GET', KEYS[2]) == epoch then redis.call('DEL', KEYS[2]) end
 end

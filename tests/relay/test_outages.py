@@ -1,0 +1,253 @@
+"""Redis restarts, freezes, stays away; connections are cut in the middle."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from queuestream import stream
+from queuestream.errors import RelayError, RelayUnavailableError
+from tests.relay.servers import Cutter, RedisServer, free_port
+from tests.support.gates import Gate, eventually
+from tests.support.models import ScriptedChatModel, tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from queuestream.relay import RedisRelay
+
+
+class Publishing(threading.Thread):
+    """A writer in a thread."""
+
+    def __init__(self, relay: RedisRelay, model: ScriptedChatModel, **options: Any) -> None:
+        super().__init__()
+        self.outcome: Any = None
+        self.source = stream(model, "?", **options)
+        self._relay = relay
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.outcome = self._relay.publish_sync("a", self.source)
+        except BaseException as error:
+            self.outcome = error
+
+
+class Reading(threading.Thread):
+    """A reader in a thread."""
+
+    def __init__(self, relay: RedisRelay) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.outcome: Any = None
+        self._relay = relay
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for event in self._relay.subscribe_sync("a"):
+                self.texts.append(event.text)
+        except BaseException as error:
+            self.outcome = error
+
+
+def test_the_server_is_killed_and_restarted_in_the_middle(
+    make_relay: Callable[..., RedisRelay], durable_server: RedisServer
+) -> None:
+    """Both ends go on, nothing is lost or doubled; three times."""
+    writer, other = (make_relay(durable_server.url, outage=20, lease=2) for _ in range(2))
+    gate = Gate()
+    model = ScriptedChatModel(tokens=tokens(90), gate=gate)
+    publishing = Publishing(writer, model, maxsize=8)
+    readings = [Reading(other), Reading(other)]
+    for number in range(1, 4):
+        gate.release(15)
+        eventually(lambda number=number: len(readings[0].texts) >= number * 30 - 15)  # type: ignore[misc]
+        durable_server.kill()
+        gate.release(15)
+        durable_server.start()
+        eventually(lambda number=number: len(readings[0].texts) >= number * 30, 10)  # type: ignore[misc]
+    publishing.join(15)
+    for reading in readings:
+        reading.join(15)
+        assert reading.outcome is None
+        assert reading.texts == tokens(90)
+    assert publishing.outcome.content == "".join(tokens(90))
+    assert other.status_sync("a") == "finished"
+
+
+def test_a_connection_is_cut_at_every_command(
+    make_relay: Callable[..., RedisRelay], redis_server: RedisServer
+) -> None:
+    """Hazard: nobody knows whether Redis has what was under way.
+
+    Cut before it gets it, in the middle of it, or after it, but before the answer.
+    """
+    reader = make_relay()
+    for share in (0.0, 0.5, 2.0):
+        with Cutter(redis_server.port) as cutter:
+            relay = make_relay(cutter.url, prefix=f"cut-{share}", client_name="cut")
+            checking = make_relay(prefix=f"cut-{share}")
+            cutter.cut_at = {number: share for number in range(1, 40, 2)}
+            model = ScriptedChatModel(tokens=tokens(60))
+            relay.publish_sync("a", stream(model, "?", maxsize=4))
+            events = list(checking.subscribe_sync("a"))
+            assert [event.text for event in events if event.kind == "text"] == tokens(60)
+            assert not [event for event in events if event.kind == "restart"]
+            assert cutter.cuts >= 10
+            relay.close()
+    assert reader.status_sync("a") == "pending"
+
+
+def test_a_frozen_server_holds_the_run_up(
+    make_relay: Callable[..., RedisRelay], tmp_path: Path
+) -> None:
+    """Promise 2: never more than `maxsize` ahead of what Redis has taken, and one in the making."""
+    with RedisServer(tmp_path) as server:
+        relay = make_relay(server.url)
+        gate = Gate(10)
+        model = ScriptedChatModel(tokens=tokens(100), gate=gate)
+        publishing, reading = Publishing(relay, model, maxsize=6), Reading(relay)
+        eventually(lambda: len(reading.texts) == 10)
+        server.freeze()
+        gate.open()
+        model.record.wait_until_produced(17)
+        eventually(lambda: publishing.source.statistics.blocked > 0)
+        assert model.record.produced == 17
+        server.thaw()
+        publishing.join(10)
+        reading.join(10)
+        assert reading.texts == tokens(100)
+
+
+def test_redis_stays_away(make_relay: Callable[..., RedisRelay], tmp_path: Path) -> None:
+    """Promise 3: both ends get an error that says so, and the run is stopped."""
+    with RedisServer(tmp_path) as server:
+        relay = make_relay(server.url, outage=0.3)
+        gate = Gate(5)
+        model = ScriptedChatModel(tokens=tokens(10_000), gate=gate)
+        publishing, reading = Publishing(relay, model, maxsize=6), Reading(relay)
+        eventually(lambda: len(reading.texts) == 5)
+        server.kill()
+        gate.open()
+        for thread in (publishing, reading):
+            thread.join(10)
+            assert isinstance(thread.outcome, RelayUnavailableError)
+            assert "out of reach for 0.3 seconds" in str(thread.outcome)
+        model.record.wait_until_finalized()
+        assert model.record.produced <= 5 + 6 + 1
+        server.start()
+        assert relay.status_sync("a") == "pending"
+
+
+def test_nobody_is_there_at_all(make_relay: Callable[..., RedisRelay]) -> None:
+    relay = make_relay(f"redis://127.0.0.1:{free_port()}", outage=0.1)
+    model = ScriptedChatModel(tokens=["a"])
+    for call in (
+        lambda: relay.publish_sync("a", stream(model, "?")),
+        lambda: next(relay.subscribe_sync("a")),
+        lambda: relay.status_sync("a"),
+        lambda: relay.stop_sync("a"),
+    ):
+        with pytest.raises(RelayUnavailableError, match="out of reach"):
+            call()
+    assert model.record.calls == 0
+
+
+def test_a_wrong_password_is_told_at_once(
+    make_relay: Callable[..., RedisRelay], tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path) as server:
+        server.ask("CONFIG", "SET", "requirepass", "secret")
+        relay = make_relay(server.url, outage=30)
+        began = time.monotonic()
+        with pytest.raises(RelayError, match="refuse"):
+            relay.status_sync("a")
+        assert time.monotonic() - began < 5
+        good = make_relay(server.url, password="secret")
+        assert good.status_sync("a") == "pending"
+
+
+def test_redis_has_no_memory_for_a_while(
+    make_relay: Callable[..., RedisRelay], tmp_path: Path
+) -> None:
+    """Hazard: an entry is refused and the next one is taken."""
+    with RedisServer(tmp_path) as server:
+        relay = make_relay(server.url)
+        gate = Gate(5)
+        model = ScriptedChatModel(tokens=tokens(40), gate=gate)
+        publishing, reading = Publishing(relay, model, maxsize=4), Reading(relay)
+        eventually(lambda: len(reading.texts) == 5)
+        assert server.ask("CONFIG", "SET", "maxmemory", "1") == "+OK"
+        gate.open()
+        eventually(lambda: publishing.source.statistics.blocked > 0)
+        assert server.ask("CONFIG", "SET", "maxmemory", "0") == "+OK"
+        publishing.join(10)
+        reading.join(10)
+        assert reading.texts == tokens(40)
+
+
+def test_the_scripts_are_forgotten(
+    make_relay: Callable[..., RedisRelay], redis_server: RedisServer
+) -> None:
+    relay = make_relay()
+    gate = Gate(3)
+    publishing = Publishing(relay, ScriptedChatModel(tokens=tokens(6), gate=gate))
+    reading = Reading(relay)
+    eventually(lambda: len(reading.texts) == 3)
+    assert redis_server.ask("SCRIPT", "FLUSH") == "+OK"
+    gate.open()
+    publishing.join(10)
+    reading.join(10)
+    assert reading.texts == tokens(6)
+
+
+def test_a_lease_that_ran_out_while_the_server_was_down(
+    make_relay: Callable[..., RedisRelay], durable_server: RedisServer
+) -> None:
+    """Hazard: the writer lives, and its readers take it for dead."""
+    relay = make_relay(durable_server.url, lease=0.3, outage=20)
+    gate = Gate(3)
+    publishing = Publishing(relay, ScriptedChatModel(tokens=tokens(6), gate=gate))
+    other = make_relay(durable_server.url, lease=0.3, outage=20)
+    reading = Reading(other)
+    eventually(lambda: len(reading.texts) == 3)
+    durable_server.kill()
+    down = time.monotonic()
+    eventually(lambda: time.monotonic() - down > 0.5)
+    durable_server.start()
+    eventually(lambda: other.status_sync("a") == "streaming")
+    gate.open()
+    publishing.join(10)
+    reading.join(10)
+    assert reading.texts == tokens(6)
+
+
+def test_a_cluster(make_relay: Callable[..., RedisRelay], tmp_path: Path) -> None:
+    """Whatever is done in one step has one hash slot, and readers of many slots are served."""
+    with RedisServer(tmp_path, "--cluster-enabled", "yes") as server:
+        assert server.ask("CLUSTER", "ADDSLOTSRANGE", "0", "16383") == "+OK"
+        eventually(lambda: server.ask("SET", "x", "y") == "+OK")
+        relay = make_relay(server.url, cluster=True, shards=4)
+        names = [f"s{number}" for number in range(12)]
+        assert len({relay._keys(name).tag for name in names}) == 4
+        found: dict[str, list[str]] = {}
+
+        def read(name: str) -> None:
+            found[name] = [event.text for event in relay.subscribe_sync(name)]
+
+        readers = [threading.Thread(target=read, args=(name,)) for name in names]
+        for reader in readers:
+            reader.start()
+        for name in names:
+            relay.publish_sync(name, stream(ScriptedChatModel(tokens=tokens(9)), "?"))
+        for reader in readers:
+            reader.join(10)
+        assert found == {name: tokens(9) for name in names}
+        assert relay.stop_sync("other")
+        assert len(server.client_list()) <= 1 + 4 + 1
