@@ -1,0 +1,136 @@
+"""A browser that reconnects, to another process."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from queuestream import stream
+from queuestream.errors import RemoteRunError
+from tests.support.gates import Gate
+from tests.support.models import ScriptedChatModel, tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from queuestream.relay import RedisRelay
+
+
+class Browser:
+    """An EventSource: it keeps the last id, and sends it when it reconnects."""
+
+    def __init__(self) -> None:
+        self.last_id: str | None = None
+        self.received: list[str] = []
+        self.has_ended = False
+
+    def listen(self, url: str, count: int | None = None) -> None:
+        """Take so many events with data, then lose the connection; all if None."""
+        headers = {} if self.last_id is None else {"Last-Event-ID": self.last_id}
+        fields: dict[str, str] = {}
+        with httpx.stream("GET", url, headers=headers, timeout=10) as answer:
+            for line in answer.iter_lines():
+                if line:
+                    name, _, value = line.partition(": ")
+                    fields[name] = value
+                    continue
+                self.last_id = fields.get("id", self.last_id)
+                if "event" not in fields and "data" in fields and text_of(fields["data"]):
+                    self.received.append(text_of(fields["data"]))
+                self.has_ended = fields.get("event") == "end" or fields.get("data") == "[DONE]"
+                fields = {}
+                if count is not None and len(self.received) >= count:
+                    return
+
+
+def text_of(data: str) -> str:
+    if data == "[DONE]":
+        return ""
+    found = json.loads(data)
+    if isinstance(found, str):
+        return found
+    choices = found.get("choices") or [{"delta": {}}]
+    return str(choices[0]["delta"].get("content") or "")
+
+
+@pytest.fixture
+def served(run_program: Callable[..., Any]) -> str:
+    """Return where a process of its own serves the stream."""
+    return f"http://127.0.0.1:{run_program('serve').line()}/chat"
+
+
+def publish(relay: RedisRelay, model: ScriptedChatModel) -> threading.Thread:
+    thread = threading.Thread(target=lambda: relay.publish_sync("chat", stream(model, "?")))
+    thread.start()
+    return thread
+
+
+def test_a_reconnect_to_another_process(
+    relay: RedisRelay, run_program: Callable[..., Any]
+) -> None:
+    """In the middle of the answer, and once more after its end: each token once."""
+    gate = Gate(4)
+    writer = publish(relay, ScriptedChatModel(tokens=tokens(10), gate=gate))
+    one, two = run_program("serve"), run_program("serve")
+    first, second = f"http://127.0.0.1:{one.line()}/chat", f"http://127.0.0.1:{two.line()}/chat"
+    browser = Browser()
+    browser.listen(first, 4)
+    one.end()
+    gate.open()
+    browser.listen(second, 7)
+    browser.listen(second)
+    assert browser.received == tokens(10)
+    assert browser.has_ended
+    browser.listen(second)
+    assert len(browser.received) == 10
+    writer.join(5)
+
+
+@pytest.mark.parametrize("wire", ["text", "openai", "vercel", "agui"])
+def test_a_connection_is_lost_after_any_event(
+    relay: RedisRelay, served: str, wire: str
+) -> None:
+    """Hazard: what an answer begins with has an id of its own, and the browser keeps that."""
+    writer = publish(relay, ScriptedChatModel(tokens=tokens(5)))
+    writer.join(5)
+    url = f"{served}?format={wire}"
+    whole = httpx.get(url, timeout=10).text
+    events = [event for event in whole.split("\n\n") if "data: " in event]
+    ids = [event.partition("\n")[0].removeprefix("id: ") for event in events]
+    written = [event.id for event in relay.subscribe_sync("chat")]
+    for last_id in ids:
+        left = httpx.get(url, headers={"Last-Event-ID": last_id}, timeout=10).text
+        known = written.index(last_id) + 1 if last_id in written else 0
+        assert [token for token in tokens(5) if token.strip() in left] == tokens(5)[known:]
+        begins = left.partition("\n")[0].removeprefix("id: ")
+        if known < 5:
+            assert begins == (last_id if wire != "text" and known else begins)
+
+
+def test_a_connection_that_is_lost_after_each_token(relay: RedisRelay, served: str) -> None:
+    publish(relay, ScriptedChatModel(tokens=tokens(5))).join(5)
+    browser = Browser()
+    for number in range(1, 6):
+        browser.listen(f"{served}?format=openai", number)
+        browser.listen(f"{served}?format=openai", number)  # lost again before anything new
+    browser.listen(f"{served}?format=openai")
+    assert browser.received == tokens(5)
+    assert browser.has_ended
+
+
+def test_an_error_of_the_run_in_another_process(
+    relay: RedisRelay, served: str
+) -> None:
+    """The client reads one of the fixed sentences, nothing of the error's own."""
+    model = ScriptedChatModel(tokens=[], failure=ValueError("secret"), fail_at=0)
+    with pytest.raises(ValueError, match="secret"):
+        relay.publish_sync("chat", stream(model, "?"))
+    answer = httpx.get(served, timeout=10)
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    with pytest.raises(RemoteRunError):
+        next(relay.subscribe_sync("chat"))
