@@ -15,6 +15,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import Annotated
 
 from celery import Celery
 from fastapi import FastAPI, Header, Response
@@ -40,7 +41,7 @@ worker.conf.update(
 )
 
 
-@worker.task
+@worker.task(name="answer")
 def answer(answer_id: str, question: str) -> None:
     """Run the model; its tokens go to whoever subscribes."""
     try:
@@ -58,12 +59,12 @@ web = FastAPI()
 def ask(question: str) -> dict[str, str]:
     """Have a question answered; tell under which id."""
     answer_id = uuid.uuid4().hex
-    answer.delay(answer_id, question)
+    worker.send_task("answer", (answer_id, question))
     return {"id": answer_id}
 
 
 @web.get("/answers/{answer_id}")
-async def read(answer_id: str, last_event_id: str | None = Header(None)) -> Response:
+async def read(answer_id: str, last_event_id: Annotated[str | None, Header()] = None) -> Response:
     """Stream an answer, from the start or from where the browser was."""
     return sse_response(relay.subscribe(answer_id, after=last_event_id), format="text")
 
@@ -104,8 +105,9 @@ def main() -> None:
         ["celery", "-A", "relay_chat:worker", "worker", "--concurrency=2", "--loglevel=warning"],
         ["uvicorn", "relay_chat:web", "--port", PORT, "--log-level=warning"],
     ]
+    here = Path(__file__).parent
     processes = [
-        subprocess.Popen([sys.executable, "-m", *command], cwd=Path(__file__).parent)
+        subprocess.Popen([sys.executable, "-m", *command], cwd=here)  # noqa: S603 - those above
         for command in commands
     ]
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -18,7 +18,7 @@ consumer at the two ends of a queue); `events` (from LangChain's reports to what
 iterated); ``_reader`` (the consumer's end); ``_attempts`` (what is a restart of what);
 ``_background`` (the shared loop); ``_containment`` (what a run makes on a loop); `handlers`
 (LangChain's callbacks); ``_calls`` (a target with its arguments); `producers` (where a run
-happens); `token_stream` (all joined); ``ui`` (screens).
+happens); `token_stream` (all joined); ``ui`` (screens), ``relay`` (over Redis).
 """
 
 from __future__ import annotations

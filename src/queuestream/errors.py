@@ -109,7 +109,7 @@ class ProducerLostError(RelayError):
 
 
 class ProducerReplacedError(RelayError):
-    """Another writer has begun under the same id; raised in the earlier one, whose run is stopped."""
+    """Another writer has begun under the same id: told to the earlier one, whose run is stopped."""
 
 
 class EntryTooLargeError(RelayError, ValueError):

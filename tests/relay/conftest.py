@@ -43,7 +43,8 @@ def make_relay(redis_server: RedisServer) -> Iterator[Callable[..., Any]]:
     relays: list[Any] = []
 
     def make(url: str | None = None, **options: Any) -> Any:
-        relay = RedisRelay.from_url(url or redis_server.url, **{"prefix": prefix, **options})
+        options.setdefault("prefix", prefix)
+        relay = RedisRelay.from_url(url or redis_server.url, **options)
         relays.append(relay)
         return relay
 

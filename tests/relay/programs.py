@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from queuestream import stream
@@ -26,7 +27,7 @@ LEASE = 0.6
 
 
 def relay_of(url: str, prefix: str, **options: Any) -> RedisRelay:
-    return RedisRelay.from_url(url, **{"prefix": prefix, "lease": LEASE, **options})
+    return RedisRelay.from_url(url, prefix=prefix, lease=LEASE, **options)
 
 
 class DyingModel(ScriptedChatModel):
@@ -69,7 +70,7 @@ def killed(url: str, prefix: str, count: str) -> None:
         )
         relay_of(url, prefix).publish_sync(name, stream(model, "?"))
 
-    pids = [fork(lambda position=position: publish(position)) for position in range(number)]
+    pids = [fork(partial(publish, position)) for position in range(number)]
     print(*[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids], flush=True)
     sys.stdin.readline()
 
@@ -77,7 +78,7 @@ def killed(url: str, prefix: str, count: str) -> None:
         model = ScriptedChatModel(tokens=tokens(number))
         relay_of(url, prefix).publish_sync(f"k{position}", stream(model, "?"))
 
-    pids = [fork(lambda position=position: publish_again(position)) for position in range(number)]
+    pids = [fork(partial(publish_again, position)) for position in range(number)]
     print(*[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids], flush=True)
 
 

@@ -23,7 +23,13 @@ from queuestream.relay._entries import (
 )
 from tests.support.models import ScriptedChatModel, usage
 
-CALL: Any = {"index": 0, "id": "call_1", "name": "search", "args": '{"q": ', "type": "tool_call_chunk"}
+CALL: Any = {
+    "index": 0,
+    "id": "call_1",
+    "name": "search",
+    "args": '{"q": ',
+    "type": "tool_call_chunk",
+}
 CHUNKS = [
     AIMessageChunk(content="é 😀 \n\0 \u2028"),
     AIMessageChunk(content=[{"type": "text", "text": "a", "index": 0}]),
@@ -95,7 +101,7 @@ def test_usage_is_not_validated() -> None:
 
 
 def test_an_event_that_is_too_large() -> None:
-    with pytest.raises(EntryTooLargeError, match="kind 'text' has 10[0-9]+ bytes .* allows 1000"):
+    with pytest.raises(EntryTooLargeError, match=r"kind 'text' has 10[0-9]+ bytes .* allows 1000"):
         encode(event(text="a" * 900, chunk=None), 0, 1000)
 
 
@@ -132,7 +138,9 @@ def test_ids_are_ordered_as_numbers() -> None:
     assert str(EntryId.parse(b"12-3")) == "12-3"
 
 
-@pytest.mark.parametrize("given", ["$", "x", "1-x", "1-", "-1", "1-2-3", " 1-2", "1-2\n", "١-٢"])
+@pytest.mark.parametrize(
+    "given", ["$", "x", "1-x", "1-", "-1", "1-2-3", " 1-2", "1-2\n", "\u0661-\u0662"]
+)
 def test_an_id_that_is_none(given: str) -> None:
     with pytest.raises(ValueError, match="after must be the id of an event"):
         cursor_of(given)

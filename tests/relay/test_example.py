@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 
 from queuestream.demo import DemoChatModel
 from tests.relay.servers import free_port
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 PROGRAM = Path(__file__).parents[2] / "examples" / "relay_chat.py"
 
 
+@pytest.mark.timeout(180)  # three processes import Celery and FastAPI
 def test_relay_chat(redis_server: RedisServer) -> None:
     port = free_port()
     environment = {**os.environ, "REDIS_URL": redis_server.url, "PORT": str(port)}
@@ -35,19 +37,19 @@ def test_relay_chat(redis_server: RedisServer) -> None:
             return False
 
     try:
-        eventually(is_served, 30)
-        made = httpx.post(f"{url}/answers", params={"question": "Hello"}, timeout=20).json()
+        eventually(is_served, 90)
+        made = httpx.post(f"{url}/answers", params={"question": "Hello"}, timeout=60).json()
         browser = Browser()
         browser.listen(f"{url}/answers/{made['id']}", 5)
         browser.listen(f"{url}/answers/{made['id']}")
         assert "".join(browser.received) == DemoChatModel(pace=0).invoke("Hello").text
-        other = httpx.post(f"{url}/answers", params={"question": "Hello"}, timeout=20).json()
+        other = httpx.post(f"{url}/answers", params={"question": "Hello"}, timeout=60).json()
         browser = Browser()
         browser.listen(f"{url}/answers/{other['id']}", 2)
-        stopped = httpx.delete(f"{url}/answers/{other['id']}", timeout=20).json()
+        stopped = httpx.delete(f"{url}/answers/{other['id']}", timeout=60).json()
         assert stopped == {"stopped": True}
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stdout is not None
         process.stdout.close()

@@ -93,7 +93,7 @@ def test_a_connection_is_cut_at_every_command(
         with Cutter(redis_server.port) as cutter:
             relay = make_relay(cutter.url, prefix=f"cut-{share}", client_name="cut")
             checking = make_relay(prefix=f"cut-{share}")
-            cutter.cut_at = {number: share for number in range(1, 40, 2)}
+            cutter.cut_at = dict.fromkeys(range(1, 40, 2), share)
             model = ScriptedChatModel(tokens=tokens(60))
             relay.publish_sync("a", stream(model, "?", maxsize=4))
             events = list(checking.subscribe_sync("a"))

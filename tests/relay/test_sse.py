@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING, Any
+import uuid
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
 from queuestream import stream
 from queuestream.errors import RemoteRunError
+from tests.relay.conftest import Program
 from tests.support.gates import Gate
 from tests.support.models import ScriptedChatModel, tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from queuestream.relay import RedisRelay
+    from tests.relay.servers import RedisServer
+
+PREFIX = f"sse-{uuid.uuid4().hex[:8]}"
 
 
 class Browser:
@@ -32,7 +37,7 @@ class Browser:
         """Take so many events with data, then lose the connection; all if None."""
         headers = {} if self.last_id is None else {"Last-Event-ID": self.last_id}
         fields: dict[str, str] = {}
-        with httpx.stream("GET", url, headers=headers, timeout=10) as answer:
+        with httpx.stream("GET", url, headers=headers, timeout=60) as answer:
             for line in answer.iter_lines():
                 if line:
                     name, _, value = line.partition(": ")
@@ -57,51 +62,65 @@ def text_of(data: str) -> str:
     return str(choices[0]["delta"].get("content") or "")
 
 
+@pytest.fixture(scope="module")
+def web(redis_server: RedisServer) -> Iterator[str]:
+    """Return where a process of its own serves the streams of these tests."""
+    program = Program("serve", redis_server.url, PREFIX)
+    yield f"http://127.0.0.1:{program.line()}"
+    program.end()
+
+
 @pytest.fixture
-def served(run_program: Callable[..., Any]) -> str:
-    """Return where a process of its own serves the stream."""
-    return f"http://127.0.0.1:{run_program('serve').line()}/chat"
+def served(web: str) -> str:
+    """Return where one stream is served."""
+    return f"{web}/{uuid.uuid4().hex}"
 
 
-def publish(relay: RedisRelay, model: ScriptedChatModel) -> threading.Thread:
-    thread = threading.Thread(target=lambda: relay.publish_sync("chat", stream(model, "?")))
+@pytest.fixture
+def relay(make_relay: Callable[..., RedisRelay]) -> RedisRelay:
+    """Make a relay for what is served."""
+    return make_relay(prefix=PREFIX)
+
+
+def publish(relay: RedisRelay, url: str, model: ScriptedChatModel) -> threading.Thread:
+    name = url.rpartition("/")[2]
+    thread = threading.Thread(target=lambda: relay.publish_sync(name, stream(model, "?")))
     thread.start()
     return thread
 
 
 def test_a_reconnect_to_another_process(
-    relay: RedisRelay, run_program: Callable[..., Any]
+    relay: RedisRelay, redis_server: RedisServer, served: str
 ) -> None:
     """In the middle of the answer, and once more after its end: each token once."""
     gate = Gate(4)
-    writer = publish(relay, ScriptedChatModel(tokens=tokens(10), gate=gate))
-    one, two = run_program("serve"), run_program("serve")
-    first, second = f"http://127.0.0.1:{one.line()}/chat", f"http://127.0.0.1:{two.line()}/chat"
-    browser = Browser()
-    browser.listen(first, 4)
-    one.end()
+    writer = publish(relay, served, ScriptedChatModel(tokens=tokens(10), gate=gate))
+    first = Program("serve", redis_server.url, PREFIX)
+    try:
+        browser = Browser()
+        browser.listen(f"http://127.0.0.1:{first.line()}/{served.rpartition('/')[2]}", 4)
+    finally:
+        first.end()  # killed in the middle of the answer
     gate.open()
-    browser.listen(second, 7)
-    browser.listen(second)
+    browser.listen(served, 7)
+    browser.listen(served)
     assert browser.received == tokens(10)
     assert browser.has_ended
-    browser.listen(second)
+    browser.listen(served)
     assert len(browser.received) == 10
     writer.join(5)
 
 
 @pytest.mark.parametrize("wire", ["text", "openai", "vercel", "agui"])
-def test_a_connection_is_lost_after_any_event(
-    relay: RedisRelay, served: str, wire: str
-) -> None:
+def test_a_connection_is_lost_after_any_event(relay: RedisRelay, served: str, wire: str) -> None:
     """Hazard: what an answer begins with has an id of its own, and the browser keeps that."""
-    writer = publish(relay, ScriptedChatModel(tokens=tokens(5)))
+    writer = publish(relay, served, ScriptedChatModel(tokens=tokens(5)))
     writer.join(5)
     url = f"{served}?format={wire}"
     whole = httpx.get(url, timeout=10).text
     events = [event for event in whole.split("\n\n") if "data: " in event]
     ids = [event.partition("\n")[0].removeprefix("id: ") for event in events]
-    written = [event.id for event in relay.subscribe_sync("chat")]
+    written = [event.id for event in relay.subscribe_sync(served.rpartition("/")[2])]
     for last_id in ids:
         left = httpx.get(url, headers={"Last-Event-ID": last_id}, timeout=10).text
         known = written.index(last_id) + 1 if last_id in written else 0
@@ -112,7 +131,7 @@ def test_a_connection_is_lost_after_any_event(
 
 
 def test_a_connection_that_is_lost_after_each_token(relay: RedisRelay, served: str) -> None:
-    publish(relay, ScriptedChatModel(tokens=tokens(5))).join(5)
+    publish(relay, served, ScriptedChatModel(tokens=tokens(5))).join(5)
     browser = Browser()
     for number in range(1, 6):
         browser.listen(f"{served}?format=openai", number)
@@ -122,15 +141,13 @@ def test_a_connection_that_is_lost_after_each_token(relay: RedisRelay, served: s
     assert browser.has_ended
 
 
-def test_an_error_of_the_run_in_another_process(
-    relay: RedisRelay, served: str
-) -> None:
+def test_an_error_of_the_run_in_another_process(relay: RedisRelay, served: str) -> None:
     """The client reads one of the fixed sentences, nothing of the error's own."""
     model = ScriptedChatModel(tokens=[], failure=ValueError("secret"), fail_at=0)
     with pytest.raises(ValueError, match="secret"):
-        relay.publish_sync("chat", stream(model, "?"))
+        relay.publish_sync(served.rpartition("/")[2], stream(model, "?"))
     answer = httpx.get(served, timeout=10)
     assert answer.status_code == 500
     assert "secret" not in answer.text
     with pytest.raises(RemoteRunError):
-        next(relay.subscribe_sync("chat"))
+        next(relay.subscribe_sync(served.rpartition("/")[2]))

@@ -79,9 +79,15 @@ def test_a_producer_waits_while_all_slots_are_held() -> None:
     with stream(model, "?", maxsize=2) as source:
         let_go = source._forward()
         assert let_go is not None
-        next(source), next(source)
+        next(source)
+        next(source)
         waiting = threading.Event()
-        threading.Thread(target=lambda: (next(source), waiting.set())).start()
+
+        def take() -> None:
+            next(source)
+            waiting.set()
+
+        threading.Thread(target=take).start()
         model.record.wait_until_produced(3)
         assert not waiting.is_set()
         let_go(5)  # no more than are held

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 from langchain_core.messages import AIMessageChunk
@@ -276,7 +276,7 @@ def _event(event_id: str, found: dict[str, Any]) -> RelayEvent:
 
 
 def _chunk(found: dict[str, Any], text: str, run_id: str | None) -> AIMessageChunk:
-    fields = {"content": text, **found}
+    fields: dict[str, Any] = {"content": text, **found}
     if fields.get("id") == 1:
         fields["id"] = f"lc_run--{run_id}"
     usage = fields.pop("usage_metadata", None)  # would be validated, which its maker did not do
@@ -285,5 +285,5 @@ def _chunk(found: dict[str, Any], text: str, run_id: str | None) -> AIMessageChu
     except ValueError:  # a provider's own idea of a message
         chunk = AIMessageChunk(content=text_of_content(fields["content"]), id=fields.get("id"))
     if usage is not None:
-        chunk.usage_metadata = cast("Any", usage)
+        chunk.usage_metadata = usage
     return chunk

@@ -37,7 +37,7 @@ from redis.exceptions import (
 )
 
 from queuestream._background import is_background_loop, on_background_loop
-from queuestream._wakeups import running_asyncio_loop
+from queuestream._turns import running_asyncio_loop
 from queuestream.errors import PlacementError, RelayError, RelayUnavailableError
 from queuestream.mixed_queue import MixedQueue
 
@@ -101,7 +101,7 @@ class Reply(Generic[T]):
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
         answers: MixedQueue[tuple[Any, BaseException | None]] = MixedQueue(1)
-        self._answers = answers
+        self._answers: MixedQueue[tuple[Any, BaseException | None]] = answers
 
         async def answer() -> None:
             try:
@@ -124,21 +124,23 @@ class Reply(Generic[T]):
 
     def wait(self) -> T:
         """Wait in a thread."""
-        return self._open(self._answers.sync_q.get())
+        found: T = _opened(self._answers.sync_q.get())
+        return found
 
     async def wait_in_task(self) -> T:
         """Wait in a task.
 
         **Cancellation**: ends the waiting, not the work.
         """
-        return self._open(await self._answers.async_q.get())
-
-    @staticmethod
-    def _open(answer: tuple[Any, BaseException | None]) -> Any:
-        found, error = answer
-        if error is not None:
-            raise error
+        found: T = _opened(await self._answers.async_q.get())
         return found
+
+
+def _opened(answer: tuple[Any, BaseException | None]) -> Any:
+    found, error = answer
+    if error is not None:
+        raise error
+    return found
 
 
 def _dead(cause: BaseException) -> RelayError:
@@ -170,7 +172,9 @@ class _Command:
 
     __slots__ = ("answer", "arguments", "script", "size")
 
-    def __init__(self, script: Script, arguments: Sequence[Any], answer: asyncio.Future[Any]):
+    def __init__(
+        self, script: Script, arguments: Sequence[Any], answer: asyncio.Future[Any]
+    ) -> None:
         self.script = script
         self.arguments = arguments
         self.answer = answer

@@ -215,9 +215,7 @@ class SharedReader:
     def _note_loss(self) -> None:
         self._grace = monotonic() + self._link.settings.lease + 1.0
 
-    def _give(
-        self, key: str, raw: list[tuple[bytes, dict[bytes, bytes]]], cursor: EntryId
-    ) -> None:
+    def _give(self, key: str, raw: list[tuple[bytes, dict[bytes, bytes]]], cursor: EntryId) -> None:
         # Who came while this was read, and needs what is before it, is served by the next read.
         watches = [watch for watch in self._watches.get(key, ()) if watch.cursor >= cursor]
         is_all = len(raw) < _COUNT
@@ -282,7 +280,9 @@ class SharedReader:
         if not state:
             watch.deadline = watch.start_deadline
             if watch.cursor != START:
-                error = GapError(f"{watch.name} has expired; the entries after {watch.cursor} are gone")
+                error = GapError(
+                    f"{watch.name} has expired; the entries after {watch.cursor} are gone"
+                )
             elif now >= watch.start_deadline:
                 error = StreamTimeoutError(
                     f"{watch.name}: nobody began to write within "

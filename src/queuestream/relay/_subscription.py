@@ -93,7 +93,6 @@ class SubscriptionWatch(Watch):
         error = own
         self.queue.sync_q.put_nowait(_End(error))
 
-
     def fail_lost(self, error: BaseException) -> None:
         """The loop that was to read has died."""
         failure = RelayError("the background loop that all streams share has died")

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from queuestream.errors import ProducerReplacedError, RelayError, StreamClosedError
 from queuestream.relay._entries import LAST, OPENING, STOP, EntryId
@@ -250,7 +250,7 @@ class Writer:
 
     def _replaced(self) -> ProducerReplacedError:
         return ProducerReplacedError(
-            f"{self.name}: another writer has begun; what this one had (epoch {self._epoch}) is void"
+            f"{self.name}: another writer has begun; this one (epoch {self._epoch}) is over"
         )
 
     def _stopped(self) -> StreamClosedError:

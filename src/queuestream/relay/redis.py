@@ -36,12 +36,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from queuestream._background import on_background_loop
 from queuestream._checks import checked_count, checked_seconds
 from queuestream.errors import RelayError, StreamClosedError
+from queuestream.relay._entries import END as _END
 from queuestream.relay._entries import (
     LAST,
     OPENING,
@@ -51,7 +53,6 @@ from queuestream.relay._entries import (
     encode,
     encode_error,
 )
-from queuestream.relay._entries import END as _END
 from queuestream.relay._link import Link, Reply, Settings, keep_task, refuse_on_background_loop
 from queuestream.relay._reader import SharedReader
 from queuestream.relay._scripts import STATE, STOP_RUN, keys_of
@@ -165,7 +166,7 @@ class RedisRelay:
 
     # -- writing -----------------------------------------------------------------------------
 
-    async def publish(self, id: str, stream: TokenStream[Any]) -> Any:  # noqa: A002
+    async def publish(self, id: str, stream: TokenStream[Any]) -> Any:
         """Write a stream's events under an id until it ends, and close it.
 
         The stream may select what it likes; events are what is written.  One that has begun
@@ -207,8 +208,9 @@ class RedisRelay:
                 if writer.failure is not None:
                     raise writer.failure from None
                 stream.close()
-                with contextlib.suppress(RelayError):
-                    await Reply(lambda: writer.flushed(_seal_of(error))).wait_in_task()
+                seal = partial(writer.flushed, _seal_of(error))
+                with contextlib.suppress(RelayError):  # the run's own error comes first
+                    await Reply(seal).wait_in_task()
                 raise
             await Reply(lambda: writer.flushed(_END)).wait_in_task()
             return result
@@ -220,7 +222,7 @@ class RedisRelay:
             self._post(lambda: home_of().leave(writer))
             await stream.aclose()
 
-    def publish_sync(self, id: str, stream: TokenStream[Any]) -> Any:  # noqa: A002
+    def publish_sync(self, id: str, stream: TokenStream[Any]) -> Any:
         """The same as `publish`, for a thread."""
         refuse_on_background_loop("publish_sync")
         writer, home_of, slots = self._writer(id, stream)
@@ -237,8 +239,9 @@ class RedisRelay:
                 if writer.failure is not None:
                     raise writer.failure from None
                 stream.close()
-                with contextlib.suppress(RelayError):
-                    Reply(lambda: writer.flushed(_seal_of(error))).wait()
+                seal = partial(writer.flushed, _seal_of(error))
+                with contextlib.suppress(RelayError):  # the run's own error comes first
+                    Reply(seal).wait()
                 raise
             Reply(lambda: writer.flushed(_END)).wait()
             return result
@@ -269,7 +272,7 @@ class RedisRelay:
 
     # -- reading -----------------------------------------------------------------------------
 
-    def subscribe(self, id: str, after: str | None = None) -> Subscription:  # noqa: A002
+    def subscribe(self, id: str, after: str | None = None) -> Subscription:
         """Iterate the events of a run, with ``async for``; from the start, or after an event.
 
         Every event comes once and in order, and then the end: the iteration ends, or raises what
@@ -287,7 +290,7 @@ class RedisRelay:
         watch = SubscriptionWatch(id, self._keys(id), cursor_of(after))
         return Subscription(watch, self._add, self._remove)
 
-    def subscribe_sync(self, id: str, after: str | None = None) -> Subscription:  # noqa: A002
+    def subscribe_sync(self, id: str, after: str | None = None) -> Subscription:
         """The same as `subscribe`, for ``for``."""
         return self.subscribe(id, after)
 
@@ -299,7 +302,7 @@ class RedisRelay:
 
     # -- from anywhere -------------------------------------------------------------------------
 
-    async def stop(self, id: str) -> bool:  # noqa: A002
+    async def stop(self, id: str) -> bool:
         """Stop a run, wherever it is: its model stops, its readers get a `StreamClosedError`.
 
         A run that nobody writes yet is stopped, too: the next `publish` raises before its model
@@ -314,7 +317,7 @@ class RedisRelay:
         keys = self._keys(id)
         return await Reply(lambda: self._stop(keys)).wait_in_task()
 
-    def stop_sync(self, id: str) -> bool:  # noqa: A002
+    def stop_sync(self, id: str) -> bool:
         """The same as `stop`, for a thread."""
         refuse_on_background_loop("stop_sync")
         keys = self._keys(id)
@@ -325,7 +328,7 @@ class RedisRelay:
         ttl = max(1, round(self._settings.ttl * 1000))
         return bool(await home.link.call(STOP_RUN, [keys.entries, keys.lease], STOP, OPENING, ttl))
 
-    async def status(self, id: str) -> Status:  # noqa: A002
+    async def status(self, id: str) -> Status:
         """What a run does.
 
         Returns:
@@ -339,7 +342,7 @@ class RedisRelay:
         keys = self._keys(id)
         return await Reply(lambda: self._status(keys)).wait_in_task()
 
-    def status_sync(self, id: str) -> Status:  # noqa: A002
+    def status_sync(self, id: str) -> Status:
         """The same as `status`, for a thread."""
         refuse_on_background_loop("status_sync")
         keys = self._keys(id)
