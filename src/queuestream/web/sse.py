@@ -153,7 +153,7 @@ class SSEResponse(Response):
                 error = raised
                 break
             event_id = None if isinstance(item, str) or _is_message(item) else _id_of(item)
-            await answer.send_frames(frames, event_id)
+            await answer.send_frames(frames, event_id, is_item=True)
         if error is not None:
             _logger.error("a run failed while its tokens were sent", exc_info=error)
             if await answer.refuse(error):
@@ -217,6 +217,7 @@ class _Answer:
         self._has_begun = False
         self._is_over = False
         self._last_id: str | None = None  # of the stream's own ids
+        self._has_items = False
         self._number = 0
         self.last_sent = anyio.current_time()
         self.sending_since: float | None = None
@@ -251,8 +252,10 @@ class _Answer:
         if self._has_begun:
             return ""
         # A client that is cut off after this comes back for all that it has not got.
-        came_with = Headers(scope=self._asgi[0]).get("last-event-id", "") if has_own_ids else None
-        return self._encode(self._wire.start(), None if came_with is None else _clean(came_with))
+        return self._encode(self._wire.start(), self._came_with() if has_own_ids else None)
+
+    def _came_with(self) -> str:
+        return _clean(Headers(scope=self._asgi[0]).get("last-event-id", ""))
 
     def _encode(self, frames: list[Frame], event_id: str | None) -> str:
         encoded: list[str] = []
@@ -267,11 +270,19 @@ class _Answer:
         await self._send_locked("", is_last=True)
 
     async def send_frames(
-        self, frames: list[Frame], event_id: str | None = None, *, is_last: bool = False
+        self,
+        frames: list[Frame],
+        event_id: str | None = None,
+        *,
+        is_item: bool = False,
+        is_last: bool = False,
     ) -> None:
         """Send events, after the start if they are the first."""
         async with self._lock:
             if frames or is_last:
+                self._has_items = self._has_items or is_item
+                if not self._has_items and self._response.has_own_ids:
+                    event_id = self._came_with()  # an end alone; a client that lost it asks again
                 body = self._start(has_own_ids=event_id is not None)
                 self._last_id = self._last_id if event_id is None else event_id
                 body += self._encode(frames, self._last_id)
