@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import json
 from typing import Any
 
 import httpx
@@ -11,22 +11,19 @@ import pytest
 from ag_ui.core import Event
 from langchain_core.messages import AIMessageChunk
 from langchain_openai import ChatOpenAI
+from playwright.sync_api import sync_playwright
 from pydantic import TypeAdapter
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.routing import Route
-from starlette.websockets import WebSocket
-from websockets.exceptions import ConnectionClosedError
-from websockets.sync.client import connect
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
 
 from queuestream import stream
-from queuestream.errors import StreamTimeoutError
-from queuestream.web import sse_response, websocket_stream
-from tests.support.gates import Gate
-from tests.support.models import ScriptedChatModel, silent_model, usage
-
-Serve = "Callable[[Any], str]"
+from queuestream.web import sse_response
+from tests.support.models import ScriptedChatModel, usage
+from tests.ui.conftest import CHROMIUM, FLAGS
 
 
 def app(model: Any, *, select: Any = "event", **options: Any) -> Starlette:
@@ -84,16 +81,6 @@ def test_ag_ui_accepts_every_event(serve: Any) -> None:
     assert kinds[-1] == "RUN_FINISHED"
 
 
-@pytest.mark.parametrize(
-    "error, status", [(ValueError("secret"), 500), (StreamTimeoutError("secret"), 504)]
-)
-def test_failure_before_the_first_token_is_a_status(serve: Any, error: Any, status: int) -> None:
-    host = serve(app(ScriptedChatModel(tokens=["a"], failure=error, fail_at=0)))
-    answer = httpx.get(f"http://{host}/v1/chat/completions")
-    assert answer.status_code == status
-    assert "secret" not in answer.text
-
-
 def test_failure_in_the_middle_is_told_in_band(serve: Any) -> None:
     host = serve(app(ScriptedChatModel(tokens=["a", "b"], failure=ValueError("secret"), fail_at=1)))
     body = httpx.get(f"http://{host}/v1/chat/completions").text
@@ -102,48 +89,147 @@ def test_failure_in_the_middle_is_told_in_band(serve: Any) -> None:
     assert body.endswith("data: [DONE]\n\n")
 
 
-def test_client_that_leaves_a_silent_model_stops_it(serve: Any) -> None:
-    """Promise 4, before the first token: the status is out with the first ping."""
-    model = silent_model()
-    host = serve(app(model, ping=0.05))
-    with httpx.stream("GET", f"http://{host}/v1/chat/completions") as answer:
-        assert ": ping" in answer.iter_lines()
-    model.record.wait_until_finalized()
-    assert model.record.produced == 0
+def numbered(after: str | None) -> Any:
+    """As a relay's subscription: events with ids, and after an id those that follow it."""
+
+    class Event:
+        kind, chunk, run_id, attempt = "text", None, None, 1
+
+        def __init__(self, number: int) -> None:
+            self.id, self.text = f"1-{number}", f"t{number} \u2028\n"
+
+    async def events() -> Any:
+        for number in range(int(after.split("-")[1]) + 1 if after else 1, 7):
+            yield Event(number)
+
+    return events()
 
 
-def test_tokens_arrive_one_by_one_though_gzip_is_on_and_stop_in_the_middle(serve: Any) -> None:
-    """Promise 4, in the middle: no token is made after the client left."""
-    model = ScriptedChatModel(tokens=["a", "b", "c"], gate=Gate(0))
-    assert model.gate is not None
-    host = serve(app(model, select="text", format="text"))
-    model.gate.release()
-    with httpx.stream("GET", f"http://{host}/v1/chat/completions") as answer:
-        lines = answer.iter_lines()
-        assert [next(lines), next(lines)] == ["id: 1", 'data: "a"']
-        model.gate.release()
-        assert [next(lines), next(lines), next(lines)] == ["", "id: 2", 'data: "b"']
-    model.record.wait_until_finalized()
-    assert model.record.produced == 2
+PAGE = """<!doctype html><script>
+const told = { text: "", ids: [], opened: 0, over: false };
+function listen(path) {
+  const source = new EventSource(path);
+  source.onopen = () => told.opened++;
+  source.onmessage = (event) => {
+    told.text += JSON.parse(event.data);
+    told.ids.push(event.lastEventId);
+  };
+  source.addEventListener("error", (event) => { if (event.data) told.error = event.data; });
+  source.addEventListener("end", () => { source.close(); told.over = true; });
+}
+</script>"""
 
 
-@pytest.mark.parametrize(
-    "sent, code", [('{"type": "stop"}', 1000), (b"\0", 1003), ("no", 1007), ("[]", 1008)]
-)
-def test_websocket_stops_a_silent_model(serve: Any, sent: Any, code: int) -> None:
-    model = silent_model("a")
+@pytest.fixture(scope="module")
+def browser() -> Any:
+    """Chromium; its loop runs in this thread while a test waits."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield chromium
+        chromium.close()
 
-    async def socket(scope: Any, receive: Any, send: Any) -> None:
-        await websocket_stream(WebSocket(scope, receive, send), stream(model, "?"))
 
-    host = serve(socket)
-    with connect(f"ws://{host}/", proxy=None) as client:
-        assert client.recv() == '{"type":"token","text":"a"}'
-        client.send(sent)
-        rest: list[Any] = []
-        with suppress(ConnectionClosedError):  # a code other than 1000
-            rest.extend(client)
-        assert (rest == ['{"type":"end","reason":"stopped"}']) == (code == 1000)
-        assert client.close_code == code
-    model.record.wait_until_finalized()
-    assert model.record.produced == 1
+def test_a_browser_reads_and_resumes(serve: Any, browser: Any) -> None:
+    """The text of an `EventSource`; one that is cut off and comes back; the default format.
+
+    Hazards: a second answer is added to the first; nothing tells the browser that it is over.
+    """
+    came_with: list[str | None] = []
+    raw: list[str] = []
+
+    async def page(request: Any) -> Any:
+        return HTMLResponse(PAGE)
+
+    async def whole(request: Any) -> Any:
+        return sse_response(stream(ScriptedChatModel(tokens=["a\n", "\u2028é", "b"]), "?"), "text")
+
+    async def default(request: Any) -> Any:
+        return sse_response(stream(ScriptedChatModel(tokens=["a\n", "\u2028é"]), "?"))
+
+    async def broken(request: Any) -> Any:
+        model = ScriptedChatModel(tokens=["a", "b"], failure=ValueError("secret"), fail_at=1)
+        return sse_response(stream(model, "?"), "text")
+
+    class Cut:
+        """The connection breaks after two events of each answer."""
+
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            bodies = 0
+
+            async def send_some(message: Any) -> None:
+                nonlocal bodies
+                if message["type"] == "http.response.body":
+                    bodies += 1
+                    if bodies > 2:
+                        raise ConnectionResetError
+                await send(message)
+
+            await self.app(scope, receive, send_some)
+
+    async def resumed(scope: Any, receive: Any, send: Any) -> None:
+        last = Headers(scope=scope).get("last-event-id")
+        came_with.append(last)
+        response = sse_response(numbered(last), "text")
+        # At once, not after the browser's three seconds.
+        await response(scope, receive, retry_at_once(send))
+
+    app = Starlette(
+        routes=[
+            Route("/", page),
+            Route("/whole", whole),
+            Route("/default", default),
+            Route("/broken", broken),
+            Mount("/resumed", Cut(resumed)),
+        ]
+    )
+    host = serve(app)
+    tab = browser.new_page()
+    tab.goto(f"http://{host}/")
+
+    tab.evaluate("listen('/whole')")
+    tab.wait_for_function("told.over")
+    told = tab.evaluate("told")
+    assert (told["text"], told["opened"]) == ("a\n\u2028éb", 1)
+    assert told["ids"] == ["1", "2", "3"]
+
+    tab.reload()
+    tab.evaluate("listen('/resumed/')")
+    tab.wait_for_function("told.over")
+    told = tab.evaluate("told")
+    assert told["text"] == "".join(f"t{number} \u2028\n" for number in range(1, 7))
+    assert told["ids"] == [f"1-{number}" for number in range(1, 7)]
+    assert came_with == [None, "1-2", "1-4", "1-6"]
+
+    tab.reload()
+    tab.evaluate("listen('/broken')")
+    tab.wait_for_function("told.over")
+    told = tab.evaluate("told")
+    assert told["text"] == "a"
+    assert "secret" not in told["error"]
+
+    raw = tab.evaluate(
+        """() => new Promise((resolve) => {
+            const data = [];
+            const source = new EventSource('/default');
+            source.onmessage = (event) => {
+                data.push(event.data);
+                if (event.data === '[DONE]') { source.close(); resolve(data); }
+            };
+        })"""
+    )
+    assert raw[-1] == "[DONE]"
+    deltas = [json.loads(line)["choices"][0]["delta"] for line in raw[:-1]]
+    assert "".join(delta.get("content", "") for delta in deltas) == "a\n\u2028é"
+    tab.close()
+
+
+def retry_at_once(send: Any) -> Any:
+    async def send_with_retry(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b"retry: 1\n" + message["body"]}
+        await send(message)
+
+    return send_with_retry

@@ -11,6 +11,7 @@ its end, so that the server breaks the connection off and no client takes it for
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -22,8 +23,9 @@ from queuestream.web._ends import checked_stream, close_stream, seconds
 from queuestream.web.formats import make_format, openai_error, retry_after, safe_message, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Mapping
+    from collections.abc import AsyncIterable, Iterator, Mapping
 
+    from anyio.abc import TaskGroup
     from starlette.types import Receive, Scope, Send
 
     from queuestream.web.formats import Format, Frame
@@ -124,7 +126,7 @@ class SSEResponse(Response):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_watch, receive, tasks.cancel_scope)
                 if self._ping is not None:
-                    tasks.start_soon(self._keep_alive, answer, self._ping, tasks.cancel_scope)
+                    tasks.start_soon(self._keep_alive, answer, self._ping, tasks)
                 try:
                     await self._serve(answer)
                 except OSError as gone:
@@ -163,22 +165,33 @@ class SSEResponse(Response):
         reason = getattr(self._stream, "finish_reason", None)
         await answer.send_frames(wire.end(usage, reason), is_last=True)
 
-    async def _keep_alive(self, answer: _Answer, ping: float, scope: anyio.CancelScope) -> None:
+    async def _keep_alive(self, answer: _Answer, ping: float, tasks: TaskGroup) -> None:
         limit = self._send_timeout
+        while True:
+            await anyio.sleep_until(answer.last_sent + ping)
+            since, now = answer.sending_since, anyio.current_time()
+            if since is None:
+                if answer.last_sent + ping <= now:
+                    answer.last_sent = now
+                    tasks.start_soon(self._send_ping, answer, tasks.cancel_scope)
+            elif limit is None:
+                await answer.wait_until_sent()
+            else:
+                # Some servers let nobody cancel a send, not of a ping either: hypercorn's on trio.
+                await anyio.sleep_until(since + limit)
+                if answer.sending_since == since:
+                    await self._give_up(answer, TimeoutError(), tasks.cancel_scope)
+
+    async def _send_ping(self, answer: _Answer, scope: anyio.CancelScope) -> None:
         try:
-            while True:
-                await anyio.sleep_until(answer.last_sent + ping)
-                if limit is not None and (since := answer.sending_since) is not None:
-                    # Some servers let nobody cancel a send: hypercorn's on trio.
-                    await anyio.sleep_until(since + limit)
-                    if answer.sending_since == since:
-                        raise TimeoutError
-                elif answer.last_sent + ping <= anyio.current_time():
-                    await answer.send_ping()
+            await answer.send_ping()
         except OSError as gone:
-            answer.note_gone(gone)
-            await close_stream(self._stream)  # now, for this scope may not end before the client
-            scope.cancel()
+            await self._give_up(answer, gone, scope)
+
+    async def _give_up(self, answer: _Answer, why: OSError, scope: anyio.CancelScope) -> None:
+        answer.note_gone(why)
+        await close_stream(self._stream)  # now, for the scope may not end before the client
+        scope.cancel()
 
     @property
     def has_own_ids(self) -> bool:
@@ -223,11 +236,16 @@ class _Answer:
         self.sending_since: float | None = None
 
     async def _send(self, message: dict[str, Any]) -> None:
+        with self._timed():
+            await self._asgi[2](message)
+        self.last_sent = anyio.current_time()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         self.sending_since = anyio.current_time()
         with anyio.fail_after(self._send_timeout):
-            await self._asgi[2](message)
+            yield
         self.sending_since = None
-        self.last_sent = anyio.current_time()
 
     async def _begin(self) -> None:
         self._has_begun = True
@@ -289,11 +307,26 @@ class _Answer:
                 await self._send_locked(body, is_last=is_last)
 
     async def send_ping(self) -> None:
-        """Send a comment, after the start if nothing was sent yet."""
-        async with self._lock:
-            if not self._is_over:  # while this waited for its turn
+        """Send a comment, after the start if nothing was sent yet; nothing if it is not the time.
+
+        It never waits for its turn: something else is being sent then, which may take for ever,
+        or may be the last.
+        """
+        try:
+            self._lock.acquire_nowait()
+        except anyio.WouldBlock:
+            return
+        try:
+            if not self._is_over:
                 start = self._start(has_own_ids=self._response.has_own_ids)
                 await self._send_locked(start + ": ping\n\n")
+        finally:
+            self._lock.release()
+
+    async def wait_until_sent(self) -> None:
+        """Wait for the end of what is being sent."""
+        async with self._lock:
+            pass
 
     async def refuse(self, error: BaseException) -> bool:
         """Answer with a status instead; False if it is too late for that."""
@@ -301,7 +334,7 @@ class _Answer:
             if self._has_begun:
                 return False
             self._has_begun = self._is_over = True
-            with anyio.fail_after(self._send_timeout):
+            with self._timed():
                 await self._response.refusal(error)(*self._asgi)
             return True
 
