@@ -19,7 +19,8 @@ from queuestream.web import websocket_stream
 from tests.support.gates import eventually
 from tests.support.models import ScriptedChatModel, silent_model, usage
 
-SERVERS = pytest.mark.parametrize("server", ["uvicorn", "hypercorn", "hypercorn on trio"])
+OTHERS = ["hypercorn", "hypercorn on trio"]
+SERVERS = pytest.mark.parametrize("server", ["uvicorn", *OTHERS])
 
 
 class App:
@@ -73,19 +74,24 @@ def test_what_is_sent(serve: Any) -> None:
     assert app.outcomes == ["done"]
 
 
-@SERVERS
-@pytest.mark.parametrize("before", [(), ("a",)])
+WORDS = [
+    ('{"type": "stop"}', 1000),
+    (b"\0", 1003),
+    ("no", 1007),
+    ("[" * 100_000, 1007),
+    ("[]", 1008),
+    ('{"type": "go"}', 1008),
+]
+"""What a client may send, and the code that it gets."""
+
+
 @pytest.mark.parametrize(
-    "sent, code",
+    "server, before, sent, code",
     [
-        ('{"type": "stop"}', 1000),
-        (b"\0", 1003),
-        ("no", 1007),
-        ("[" * 100_000, 1007),
-        ("[]", 1008),
-        ('{"type": "go"}', 1008),
+        *(("uvicorn", ("a",), *word) for word in WORDS),
+        *(("uvicorn", (), *word) for word in WORDS[:2]),
+        *((server, (), *word) for server in OTHERS for word in WORDS[:2]),
     ],
-    ids=["stop", "binary", "no JSON", "deep", "list", "other"],
 )
 def test_message_stops_a_silent_model(
     serve: Any, server: str, before: tuple[str, ...], sent: Any, code: int
@@ -110,13 +116,10 @@ def test_disconnect_stops_a_silent_model(serve: Any, server: str, how: str) -> N
     """With a closing handshake, and without one."""
     model = silent_model("a")
     app = App(model)
-    client = connect(f"ws://{serve(app, server)}/", proxy=None)
-    client.recv()
-    if how == "close":
-        client.close()
-    else:
-        client.socket.shutdown(socket.SHUT_RDWR)
-        client.close()
+    with connect(f"ws://{serve(app, server)}/", proxy=None) as client:
+        client.recv()
+        if how == "cut":
+            client.socket.shutdown(socket.SHUT_RDWR)
     model.record.wait_until_finalized()
     assert model.record.produced == 1
     eventually(lambda: app.outcomes == ["gone"])
