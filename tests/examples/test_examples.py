@@ -30,12 +30,14 @@ SAYS = {
     "ui_buffer.py": f"{PASSAGE}[Response complete]\n",
 }
 
-# Those that need a framework; tests/ui runs them.
+# Those that need a framework; tests/ui and tests/web run them.
 WITH_A_FRAMEWORK = {
     "chainlit_app.py",
     "console_chat.py",
     "django_asgi.py",
     "django_wsgi.py",
+    "fastapi_sse.py",
+    "fastapi_websocket.py",
     "flask_app.py",
     "gradio_chat.py",
     "streamlit_chat.py",

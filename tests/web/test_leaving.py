@@ -163,12 +163,13 @@ def test_clients_that_leave_in_the_middle_stop_the_run(
         for path, word in (("/0", b'"a"'), ("/1", b"bbb")):
             client = connect(host, version)
             client.read_until(word, client.ask(path))
+            before = busy.record.produced
             client.close()
         silent.record.wait_until_finalized()
         busy.record.wait_until_finalized()
         assert silent.record.produced == 1
-        # What the system had room for, and what was made before the server saw the client leave.
-        assert busy.record.produced < 300
+        # Measured: 0 to 2 tokens more, of 32 KiB; what was made before the server saw it.
+        assert busy.record.produced - before <= 50
 
 
 @EVERYWHERE
