@@ -90,7 +90,7 @@ class ProviderError(Exception):
         self.response = httpx.Response(status, headers=headers)
 
 
-REQUEST = httpx.Request("POST", "http://secret")
+REQUEST: Any = httpx.Request("POST", "http://secret")
 
 
 def caused_by(cause: BaseException) -> Exception:
@@ -101,6 +101,19 @@ def caused_by(cause: BaseException) -> Exception:
 
 class ContextOverflowError(Exception):
     """LangChain's, of versions that have it."""
+
+
+class Failing:
+    """An iterator that raises at once."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __aiter__(self) -> Failing:
+        return self
+
+    async def __anext__(self) -> str:
+        raise self.error
 
 
 @pytest.mark.parametrize(
@@ -131,12 +144,7 @@ class ContextOverflowError(Exception):
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_failure_before_the_first_token_is_a_status(error: Any, status: int) -> None:
     """Hazard: a traceback, a key, an address of the provider reaches the client."""
-
-    async def failing() -> AsyncIterator[str]:
-        raise error
-        yield ""
-
-    told = await Exchange().run(sse_response(failing(), headers={"X-Mine": "1"}))
+    told = await Exchange().run(sse_response(Failing(error), headers={"X-Mine": "1"}))
     assert told.status == status
     assert told.headers["content-type"] == "application/json"
     assert told.headers["cache-control"] == "no-store"

