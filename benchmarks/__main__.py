@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import burst, importing, memory, over_http, paced, queues
+from benchmarks import burst, importing, memory, over_http, paced, queues, relay
 from benchmarks.harness import FULL, QUICK
 from benchmarks.plots import draw_all
 from benchmarks.report import Report, environment
@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[Sizes, int], list[Series]]] = {
     "memory": memory.run,
     "importing": importing.run,
     "over_http": over_http.run,
+    "relay": relay.run,
 }
 ROUNDS = 7
 

@@ -32,6 +32,7 @@ PACKAGES = (
     "langchain-openai",
     "transformers",
     "llama-index-core",
+    "redis",
 )
 BEGIN = "<!-- benchmarks: written by `python -m benchmarks --markdown`, from here -->"
 END = "<!-- benchmarks: to here -->"
@@ -178,6 +179,7 @@ TITLES = {
     "memory": "Open streams",
     "importing": "Import",
     "over_http": "Over HTTP",
+    "relay": "Over Redis",
 }
 
 
