@@ -115,7 +115,7 @@ APPEND = Script(
     "append",
     _TOP
     + """
--- ARGV: epoch, number of the first, maxlen or 0, ttl, final entry or '', entries...
+-- ARGV: epoch, number of the first, maxlen or 0, ttl or 0, final entry or '', entries...
 -- Returns {0} taken, {1, last id} another writer has taken over, {2, final entry} is over.
 local epoch, number, seal = ARGV[1], tonumber(ARGV[2]), ARGV[5]
 local function add(id, ...)
@@ -147,7 +147,7 @@ if seal ~= '' then
   if redis.call('GET', KEYS[2]) == epoch then redis.call('DEL', KEYS[2]) end
 end
 if tonumber(ARGV[3]) > 0 then redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[3]) end
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
+if tonumber(ARGV[4]) > 0 then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 return {0}
 """,
 )

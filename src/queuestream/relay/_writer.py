@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from queuestream.errors import ProducerReplacedError, RelayError, StreamClosedError
 from queuestream.relay._entries import LAST, OPENING, STOP, EntryId
@@ -94,6 +94,7 @@ class Writer:
         self._seal = b""
         self._is_over = False
         self._task: asyncio.Task[None] | None = None
+        self._call: asyncio.Future[Any] | None = None
         self._done: list[asyncio.Future[None]] = []
         self._link: Link
         self._reader: SharedReader
@@ -206,16 +207,26 @@ class Writer:
             size += len(batch[-1])
         seal = b"" if self._waiting else self._seal
         settings = self._link.settings
-        reply = await self._link.call(
+        # Each of these two costs Redis as much as the entry itself.  `renew` lets the stream live
+        # on three times in a lease; entries of earlier epochs are trimmed with the first.
+        has_too_many = self._number == 1 or self._number + len(batch) >= settings.maxlen
+        must_expire_later = bool(seal) or settings.ttl < settings.lease
+        call = self._call = self._link.call(
             APPEND,
             [self.keys.entries, self.keys.lease],
             self._epoch,
             self._number,
-            settings.maxlen,
-            _milliseconds(settings.ttl),
+            settings.maxlen if has_too_many or self.earlier_attempts else 0,
+            _milliseconds(settings.ttl) if must_expire_later else 0,
             seal,
             *batch,
         )
+        try:
+            reply = await call
+        except asyncio.CancelledError:
+            if self.failure is None:
+                raise
+            return
         if reply[0] == 1:
             self.fail(self._replaced())
         elif reply[0] == 2:  # noqa: PLR2004 - as the script says
@@ -240,6 +251,8 @@ class Writer:
         if self.failure is None and not self._is_over:
             self.failure = error
             self._waiting.clear()
+            if self._call is not None:
+                self._call.cancel()  # or it might be sent when Redis comes back
             self._close()
 
     def leave(self) -> None:
