@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import pytest
 from queuestream import stream
 from queuestream.errors import RelayError, RelayUnavailableError
 from tests.relay.servers import Cutter, RedisServer, free_port
-from tests.support.gates import Gate, eventually
+from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.models import ScriptedChatModel, tokens
 
 if TYPE_CHECKING:
@@ -123,6 +124,29 @@ def test_a_frozen_server_holds_the_run_up(
         publishing.join(10)
         reading.join(10)
         assert reading.texts == tokens(100)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_writer_is_cancelled_while_it_begins(
+    make_relay: Callable[..., RedisRelay], tmp_path: Path
+) -> None:
+    """Hazard: it begins after all, and its lease is renewed for ever."""
+    with RedisServer(tmp_path) as server:
+        relay = make_relay(server.url)
+        assert await relay.status("a") == "pending"
+        server.freeze()
+        model = ScriptedChatModel(tokens=["a"])
+        task = asyncio.create_task(relay.publish("a", stream(model, "?")))
+        (home,) = relay._homes.values()
+        await eventually_async(lambda: home.link._sender is not None)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        server.thaw()
+        await asyncio.to_thread(lambda: eventually(lambda: relay.status_sync("a") == "failed"))
+        assert home._writers == set()
+        assert model.record.calls == 0
 
 
 def test_redis_stays_away(make_relay: Callable[..., RedisRelay], tmp_path: Path) -> None:

@@ -182,14 +182,19 @@ class _Command:
 
 
 class Link:
-    """The connections of one relay, on the background loop; used on that loop only."""
+    """The connections of one relay, on the background loop; used on that loop only.
+
+    Attributes:
+        settings: As given.
+        loop: That loop.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._client = settings.client(_SOCKET_TIMEOUT)
         self._waiting: list[_Command] = []
         self._sender: asyncio.Task[None] | None = None
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._hashes: dict[str, str] = {}
 
     async def close(self) -> None:
@@ -206,10 +211,10 @@ class Link:
         Returns:
             Its answer; a `RelayUnavailableError` if Redis stays away, a `RelayError` if it refuses.
         """
-        answer: asyncio.Future[Any] = self._loop.create_future()
+        answer: asyncio.Future[Any] = self.loop.create_future()
         self._waiting.append(_Command(script, (len(keys), *keys, *arguments), answer))
         if self._sender is None:
-            self._sender = self._loop.create_task(self._send_all())
+            self._sender = self.loop.create_task(self._send_all())
             keep_task(self._sender)
         return answer
 

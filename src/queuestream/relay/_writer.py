@@ -71,6 +71,7 @@ class Writer:
         keys: Its keys.
         failure: Why it can write no more, if so.
         earlier_attempts: How many writers there were before it.
+        has_left: Whether whoever had the tokens has gone.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Writer:
         self.keys = keys
         self.failure: Exception | None = None
         self.earlier_attempts = 0
+        self.has_left = False
         self._close = close
         self._let_go = let_go
         self._who = uuid.uuid4().hex
@@ -99,7 +101,7 @@ class Writer:
         self._link: Link
         self._reader: SharedReader
         self._final: _Final
-        self._loop: asyncio.AbstractEventLoop
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     # -- by whoever has the tokens, anywhere -----------------------------------------------------
 
@@ -109,14 +111,16 @@ class Writer:
         self._ring()
 
     def abandon(self, seal: bytes) -> None:
-        """Seal, and don't wait until that is done."""
+        """Seal, and don't wait until that is done; also before it has begun."""
         self._seal = seal
-        self._ring()
+        if self._loop is not None:
+            self._ring()
 
     def _ring(self) -> None:
         # The entry is there before this look; `_answer` clears the flag before it looks.
         if not self._is_rung:
             self._is_rung = True
+            assert self._loop is not None
             try:
                 self._loop.call_soon_threadsafe(self._answer)
             except RuntimeError:
@@ -131,7 +135,7 @@ class Writer:
             StreamClosedError: If the run was stopped before it began.
             RelayError: If Redis cannot be reached, or refuses.
         """
-        self._link, self._reader, self._loop = link, reader, asyncio.get_running_loop()
+        self._link, self._reader = link, reader
         settings = link.settings
         is_stopped, epoch, base = await link.call(
             OPEN,
@@ -146,8 +150,12 @@ class Writer:
             raise StreamClosedError(f"{self.name} was stopped before it began")
         self._epoch = int(epoch)
         self.earlier_attempts = self._epoch - int(base)
+        self._loop = asyncio.get_running_loop()
         self._final = _Final(self, EntryId(self._epoch, LAST - 1))
-        reader.add(self._final)
+        if not self.has_left:
+            reader.add(self._final)
+        elif self._seal:  # whoever began was cancelled meanwhile
+            self._answer()
 
     async def renew(self) -> None:
         """Renew the lease."""
@@ -173,7 +181,7 @@ class Writer:
             Exception: `failure`, if it could not be written.
         """
         self._seal = seal or self._seal
-        done: asyncio.Future[None] = self._loop.create_future()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._done.append(done)
         self._answer()
         await done
@@ -183,7 +191,7 @@ class Writer:
     def _answer(self) -> None:
         self._is_rung = False
         if self._task is None:
-            self._task = self._loop.create_task(self._write())
+            self._task = asyncio.get_running_loop().create_task(self._write())
             keep_task(self._task)
 
     async def _write(self) -> None:
@@ -256,7 +264,8 @@ class Writer:
             self._close()
 
     def leave(self) -> None:
-        """Watch no more."""
+        """Whoever had the tokens has gone: watch no more."""
+        self.has_left = True
         final = getattr(self, "_final", None)
         if final is not None:
             self._reader.remove(final)

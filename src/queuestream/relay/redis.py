@@ -160,6 +160,11 @@ class RedisRelay:
             )
         )
 
+    def __del__(self) -> None:
+        """Close the connections: nobody can use them any more."""
+        for home in list(getattr(self, "_homes", {}).values()):
+            self._post(home.end)
+
     def __repr__(self) -> str:
         """Name the server, without its password."""
         return f"<RedisRelay: {_without_secrets(self._settings.url)}>"
@@ -267,7 +272,7 @@ class RedisRelay:
 
     @staticmethod
     def _abandon(writer: Writer, error: BaseException) -> None:
-        with contextlib.suppress(RelayError, AttributeError):  # not begun, or no loop any more
+        with contextlib.suppress(RelayError):  # there is no loop any more
             writer.abandon(encode_error(error))
 
     # -- reading -----------------------------------------------------------------------------
@@ -443,6 +448,8 @@ class _Home:
     async def open(self, writer: Writer) -> None:
         """Let a writer begin, and keep its lease."""
         await writer.open(self.link, self.reader(writer.keys))
+        if writer.has_left:
+            return
         self._writers.add(writer)
         if self._heart is None:
             self._heart = asyncio.get_running_loop().create_task(self._beat())
@@ -461,6 +468,12 @@ class _Home:
         while True:
             await asyncio.sleep(self.settings.lease / 3)
             await asyncio.gather(*[writer.renew() for writer in tuple(self._writers)])
+
+    def end(self) -> None:
+        """Close the connections, on the loop that they belong to."""
+        loop = asyncio.get_running_loop()
+        if self.link.loop is loop:
+            keep_task(loop.create_task(self.close()))
 
     async def close(self) -> None:
         """Close the connections."""
