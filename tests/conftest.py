@@ -15,7 +15,7 @@ from tests.support.server import ReplayServer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytest_plugins = ["pytester", "tests.support.thinning"]
+pytest_plugins = ["pytester", "tests.support.figures", "tests.support.thinning"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -90,7 +90,7 @@ def test_a_consumer_of_pieces_is_cancelled_at_every_await(case: Case) -> None:
     case.consumer.run(all_of_them)
 
 
-# -- closed by the collector, at any moment, in any thread --------------------------------------------
+# -- closed by the collector, at any moment, in any thread ----------------------------------------
 
 SOURCE = str(Path(queuestream.__file__).parent)
 
@@ -158,7 +158,7 @@ def closed_at_line(line: int, run_in: Any) -> bool:
         assert has_ended.wait(10), f"the consumer hangs after a close at line {line}"
         consumer.join(10)
     finally:
-        threading.settrace(before)  # type: ignore[arg-type]
+        threading.settrace(before)
     assert received == tokens(len(received))
     eventually(lambda: model.record.open == 0)
     return interrupted.has_happened

@@ -134,6 +134,9 @@ def cancelled_from_outside() -> None:
     LangChain goes on without them, and `asyncio.run` joins their threads.
     """
 
+    def wait_in_line(running: Any, number: int) -> bool:
+        return putters_of(running) == number
+
     async def cancel(work: Any, is_waiting: Callable[[], object]) -> None:
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(work)
@@ -148,7 +151,7 @@ def cancelled_from_outside() -> None:
             handler = QueueStreamHandler(maxsize=1)
             kept.append(handler)
             run = target.ainvoke("?", {"callbacks": [handler]})
-            await cancel(run, lambda h=handler, n=number: putters_of(iter(h)) == n)
+            await cancel(run, partial(wait_in_line, iter(handler), number))
             answer = stream(target, "?", maxsize=1)
             kept.append(answer)
 
@@ -156,7 +159,7 @@ def cancelled_from_outside() -> None:
                 async for _ in answer:
                     await asyncio.sleep(600)
 
-            await cancel(consume(), lambda a=answer, n=number: putters_of(a) == n)
+            await cancel(consume(), partial(wait_in_line, answer, number))
 
     asyncio.run(main())
 

@@ -9,14 +9,17 @@ A wake-up that is lost shows as a schedule in which nobody can go on.
 
 from __future__ import annotations
 
+import gc
+import itertools
 import random
 import threading
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = [
     "HookedLock",
@@ -25,10 +28,14 @@ __all__ = [
     "ScheduledList",
     "ScheduledLock",
     "explore",
+    "explored",
     "sample",
 ]
 
 T = TypeVar("T")
+
+explored = [0]
+"""How many schedules this process has run, for the summary of the tests."""
 
 Boundary = Literal["wanted", "held", "releasing", "free"]
 
@@ -221,12 +228,19 @@ class Schedule:
         self.choices.append(_Choice(taken, count, is_free, before))
         return taken
 
-    def next_prefix(self, preemptions: int) -> list[int] | None:
+    def next_prefix(self, preemptions: int, delays: int | None = None) -> list[int] | None:
         """Return the schedule after this one, depth first; None if this was the last."""
         for position in reversed(range(len(self.choices))):
             choice = self.choices[position]
-            costs = choice.preemptions_before + (not choice.is_free)
-            if choice.taken + 1 < choice.count and costs <= preemptions:
+            if choice.taken + 1 == choice.count:
+                continue
+            if delays is None:
+                costs = choice.preemptions_before + (not choice.is_free)
+                is_within = costs <= preemptions
+            else:
+                skipped = sum(self.taken[:position]) + choice.taken + 1
+                is_within = skipped <= delays
+            if is_within:
                 return [*self.taken[:position], choice.taken + 1]
         return None
 
@@ -312,13 +326,19 @@ class ScheduledList(list[T]):
 
 
 def explore(
-    case: Callable[[Schedule], Callable[[], object]], *, preemptions: int, limit: int = 20_000
+    case: Callable[[Schedule], Callable[[], object]],
+    *,
+    preemptions: int = 0,
+    delays: int | None = None,
+    limit: int = 20_000,
 ) -> int:
     """Run all schedules of a case in which at most so many turns are taken away.
 
     Args:
         case: Adds threads to a schedule; what it returns looks at the outcome.
         preemptions: How often a thread that could go on has to let another go first.
+        delays: Instead of that: how often a thread that is next in turn is passed over, also
+            where the one before it waits.  That is far fewer schedules of many threads.
         limit: More schedules than these fail: the case is too large for a test.
 
     Returns:
@@ -331,12 +351,15 @@ def explore(
     """
     prefix: list[int] | None = []
     count = 0
-    while prefix is not None:
-        schedule = Schedule(prefix)
-        _run(case, schedule)
-        count += 1
-        assert count <= limit, f"more than {limit} schedules"
-        prefix = schedule.next_prefix(preemptions)
+    with _collections_between_runs() as collect:
+        while prefix is not None:
+            schedule = Schedule(prefix)
+            _run(case, schedule)
+            collect()
+            count += 1
+            assert count <= limit, f"more than {limit} schedules"
+            prefix = schedule.next_prefix(preemptions, delays)
+    explored[0] += count
     return count
 
 
@@ -352,8 +375,29 @@ def sample(case: Callable[[Schedule], Callable[[], object]], *, count: int, seed
         AssertionError: As of `explore`.
 
     """
-    for number in range(seed, seed + count):
-        _run(case, Schedule(seed=number))
+    with _collections_between_runs() as collect:
+        for number in range(seed, seed + count):
+            _run(case, Schedule(seed=number))
+            collect()
+    explored[0] += count
+
+
+@contextmanager
+def _collections_between_runs() -> Iterator[Callable[[], None]]:
+    """Keep the collector out of the schedules: a finalizer passes points where nobody chose to."""
+    runs = itertools.count(1)
+
+    def collect() -> None:
+        if next(runs) % 200 == 0:
+            gc.collect()
+
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield collect
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _run(case: Callable[[Schedule], Callable[[], object]], schedule: Schedule) -> None:

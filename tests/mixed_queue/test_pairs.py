@@ -1,0 +1,299 @@
+"""Every pair of operations on a queue, in all schedules of a small case.
+
+Two producers with three items, a queue for one, two consumers; among them the two operations
+of the pair.  A consumer goes on to the end, which comes when the producers are through, or
+is one of those that give up.  Looked for: an item that is lost, doubled or reordered, a
+wake-up that is lost (somebody waits for ever), a queue that holds more than one.
+
+The threads are threads of the schedule, and so are the loops (`ScheduledLoop`): their tasks,
+waiters, doorbells and wake-ups are the real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from janus import AsyncQueueShutDown, SyncQueueEmpty, SyncQueueFull, SyncQueueShutDown
+
+from queuestream import _buffer, _doorbell
+from queuestream._buffer import Buffer
+from queuestream._wakeups import ThreadWaiter
+from queuestream.mixed_queue import AsyncFace, MixedQueue, SyncFace
+from tests.support.schedule import ScheduledDeque, ScheduledList, explore, sample
+from tests.support.scheduled_loop import ScheduledLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from queuestream._wakeups import Waiter
+    from tests.support.schedule import Schedule
+
+PRODUCERS = ["put", "aput", "put gives up", "aput cancelled", "aput's loop closed"]
+CONSUMERS = ["get", "aget", "get gives up", "aget cancelled", "aget's loop closed"]
+ENDS = ["shutdown", "close"]
+PAIRS = list(itertools.combinations_with_replacement([*PRODUCERS, *CONSUMERS, *ENDS], 2))
+
+
+class Now:
+    """The schedule that runs now, for what is made deep in the package."""
+
+    schedule: Schedule
+
+
+@pytest.fixture(autouse=True)
+def _all_is_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sleeper(ThreadWaiter):
+        __slots__ = ()
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._gate = Now.schedule.lock(locked=True)  # type: ignore[assignment]
+
+    class Bell(_doorbell.Doorbell):
+        __slots__ = ()
+
+        def __init__(self, loop: Any) -> None:
+            super().__init__(loop)
+            self._wishes = ScheduledDeque(Now.schedule)
+
+    monkeypatch.setattr(_buffer, "ThreadWaiter", Sleeper)
+    monkeypatch.setattr(_doorbell, "Doorbell", Bell)
+
+
+class Case:
+    """A queue of a schedule, its producers and consumers, and what became of the items."""
+
+    def __init__(
+        self, schedule: Schedule, pair: tuple[str, str], buffer_class: type[Buffer[Any]] = Buffer
+    ) -> None:
+        Now.schedule = schedule
+        self.schedule = schedule
+        self.pair = pair
+        buffer = self.buffer = buffer_class(1)
+        buffer._lock = schedule.lock()  # type: ignore[assignment]
+        buffer.items = ScheduledDeque(schedule)
+        buffer._putters.waiters = ScheduledList(schedule)
+        queue = self.queue = MixedQueue[str](1)
+        queue._buffer, queue._sync_face, queue._async_face = (
+            buffer,
+            SyncFace(buffer),
+            AsyncFace(buffer),
+        )
+        self.got: list[list[str]] = []
+        self.not_put: list[str] = []
+        self.left: list[list[str]] = []  # of producers that were stopped
+        self.most = 0
+        self.loops: list[ScheduledLoop] = []
+        self.at_work = 0
+
+        producers = [one for one in pair if one in PRODUCERS]
+        producers += ["put"] * (2 - len(producers))
+        consumers = [one for one in pair if one in CONSUMERS]
+        if all(one not in ("get", "aget") for one in consumers):
+            consumers.append("get")  # one that stays to the end
+        consumers += ["aget"] * (2 - len(consumers))
+        for kind, items in zip(producers, (["a1", "a2"], ["b1"]), strict=True):
+            self.producer(kind, items)
+        for kind in consumers:
+            self.consumer(kind)
+        for kind in pair:
+            if kind in ENDS:
+                schedule.thread(kind, queue.shutdown if kind == "shutdown" else queue.close)
+        schedule.thread("ends", self.end)
+
+    # The producers.
+
+    def producer(self, kind: str, items: list[str]) -> None:
+        name = f"{kind} {items}"
+        self.at_work += 1
+        if kind in ("put", "put gives up"):
+            self.schedule.thread(name, lambda: self.put(items, gives_up=kind != "put"))
+        else:
+            self.left.append(items)
+            self.loop(name, kind, lambda: self.aput(items)).on_end = self.leave
+
+    def put(self, items: list[str], *, gives_up: bool) -> None:
+        for item in items:
+            try:
+                self.queue.sync_q.put(item, timeout=1 if gives_up else None)
+            except (SyncQueueFull, SyncQueueShutDown):
+                self.not_put.append(item)
+            self.look()
+        self.leave()
+
+    async def aput(self, items: list[str]) -> None:
+        with contextlib.suppress(AsyncQueueShutDown, asyncio.CancelledError):
+            while items:
+                await self.queue.async_q.put(items[0])
+                items.pop(0)
+                self.look()
+
+    def leave(self) -> None:
+        self.at_work -= 1
+
+    def look(self) -> None:
+        self.most = max(self.most, deque_length(self.buffer.items))
+
+    # The consumers.
+
+    def consumer(self, kind: str) -> None:
+        got: list[str] = []
+        self.got.append(got)
+        if kind in ("get", "get gives up"):
+            self.schedule.thread(kind, lambda: self.get(got, gives_up=kind != "get"))
+        else:
+            self.loop(kind, kind, lambda: self.aget(got))
+
+    def get(self, got: list[str], *, gives_up: bool) -> None:
+        with contextlib.suppress(SyncQueueEmpty, SyncQueueShutDown):
+            while True:
+                got.append(self.queue.sync_q.get(timeout=1 if gives_up else None))
+
+    async def aget(self, got: list[str]) -> None:
+        with contextlib.suppress(AsyncQueueShutDown, asyncio.CancelledError):
+            while True:
+                got.append(await self.queue.async_q.get())
+
+    # What happens to both.
+
+    def loop(self, name: str, kind: str, work: Any) -> ScheduledLoop:
+        loop = ScheduledLoop(self.schedule, name, work)
+        self.loops.append(loop)
+        if kind.endswith("cancelled"):
+            self.schedule.thread(f"cancels {name}", loop.cancel)
+        elif kind.endswith("loop closed"):
+            self.schedule.thread(f"closes the loop of {name}", loop.shut)
+        return loop
+
+    def end(self) -> None:
+        self.schedule.point(lambda: not self.at_work)
+        self.queue.shutdown()
+
+    def check(self) -> None:
+        for loop in self.loops:
+            loop.forget()
+        items = Counter(["a1", "a2", "b1"])
+        where = Counter(itertools.chain(*self.got, self.not_put, *self.left, self.buffer.items))
+        if "close" in self.pair:
+            assert where <= items, f"doubled: {where}"
+        else:
+            assert where == items, f"lost or doubled: {where}"
+        assert not self.buffer.items, "an item that was put is not got"
+        assert self.most <= 1, "past maxsize"
+        for got in self.got:
+            assert [item for item in got if item[0] == "a"] in ([], ["a1"], ["a2"], ["a1", "a2"])
+        assert not self.buffer._getters.waiters
+        assert not list.__len__(self.buffer._putters.waiters)
+
+
+def deque_length(items: Any) -> int:
+    """How many there are; no point of the schedule."""
+    return sum(1 for _ in items)
+
+
+def of(pair: tuple[str, str], buffer_class: type[Buffer[Any]] = Buffer) -> Any:
+    """Return the case of a pair, for the explorer."""
+
+    def case(schedule: Schedule) -> Callable[[], object]:
+        return Case(schedule, pair, buffer_class).check
+
+    return case
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
+def test_no_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> None:
+    """A wake-up or an item is lost only if two operations interleave in one certain way.
+
+    All schedules in which one thread, wherever it may be, is passed over when its turn comes;
+    and some in which chance picks every turn.
+    """
+    count = explore(of(pair), delays=1)
+    sample(of(pair), count=10, seed=1)
+    print(f"{pair}: {count} schedules")
+    assert count > 50, "where are the points?"
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
+def test_no_wild_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> None:
+    """As above, with more that chance picks."""
+    sample(of(pair), count=250, seed=1_000)
+
+
+class WakesNoPutter(Buffer[Any]):
+    __slots__ = ()
+
+    def _putters_for_free_slot(self) -> list[Waiter]:
+        return super()._putters_for_free_slot() if self.is_shutdown else []
+
+
+class LooksForAFreeSlotOnce(Buffer[Any]):
+    __slots__ = ()
+
+    def _is_full(self) -> bool:
+        return super()._is_full() or bool(self._putters.waiters)
+
+
+class KeepsOneThatGaveUpInLine(Buffer[Any]):
+    __slots__ = ()
+
+    def _leave(self, waiter: Waiter) -> None:
+        pass
+
+
+class PassesNoWakeUpOn(Buffer[Any]):
+    __slots__ = ()
+
+    def _is_worth_trying(self, line: Any) -> bool:
+        return False
+
+
+class ForgetsRequestsMadeUnderTheLock(Buffer[Any]):
+    __slots__ = ()
+
+    def _request(self, request: Any) -> None:
+        if not self._lock.locked():
+            super()._request(request)
+
+
+class LosesNobody(Buffer[Any]):
+    __slots__ = ()
+
+    def _lose(self, waiter: Waiter) -> None:
+        pass
+
+
+class IsNeverFull(Buffer[Any]):
+    __slots__ = ()
+
+    def put_now(self, item: Any) -> bool:
+        self.maxsize = 0
+        try:
+            return super().put_now(item)
+        finally:
+            self.maxsize = 1
+
+
+PLANTED = [
+    (WakesNoPutter, ("put", "aput")),
+    (LooksForAFreeSlotOnce, ("put", "get")),
+    (KeepsOneThatGaveUpInLine, ("put", "aget cancelled")),
+    (PassesNoWakeUpOn, ("put", "aget cancelled")),
+    (ForgetsRequestsMadeUnderTheLock, ("put", "shutdown")),
+    (LosesNobody, ("put", "aget's loop closed")),
+    (IsNeverFull, ("put", "put")),
+]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("planted, pair", PLANTED, ids=str)
+def test_a_planted_bug_is_found(planted: type[Buffer[Any]], pair: tuple[str, str]) -> None:
+    """The canary: an explorer that finds nothing may look at nothing."""
+    with pytest.raises(AssertionError, match="repeated by"):
+        sample(of(pair, planted), count=300, seed=1)
+        explore(of(pair, planted), delays=2)

@@ -1,0 +1,126 @@
+"""asyncio loops as threads of a schedule: real tasks, real cancellation, real closing.
+
+A `ScheduledLoop` runs one handle after the other.  Before each another thread may go on, and
+before and after each ``call_soon_threadsafe``, which is the only way in from elsewhere; so the
+schedule's own explorer decides when a wake-up is heard, and when the loop is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from asyncio import events
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable, Coroutine
+
+    from tests.support.schedule import Schedule
+
+__all__ = ["ScheduledLoop"]
+
+
+class ScheduledLoop(asyncio.BaseEventLoop):
+    """A loop that is a thread of a schedule, and ends with its tasks or by `shut`.
+
+    Args:
+        schedule: The schedule.
+        name: Of the thread.
+        works: What its tasks do.
+
+    Attributes:
+        tasks: Its tasks, once it has begun.
+        on_end: Called when it is closed.
+        errors: What its handler of exceptions was told.
+
+    """
+
+    def __init__(
+        self, schedule: Schedule, name: str, *works: Callable[[], Coroutine[Any, Any, object]]
+    ) -> None:
+        super().__init__()
+        self._schedule = schedule
+        self._is_shut = False
+        self._works = works
+        self.tasks: list[asyncio.Task[object]] = []
+        self.on_end: Callable[[], object] = lambda: None
+        self.errors: list[BaseException] = []
+        schedule.thread(name, self._live)
+
+    def _live(self) -> None:
+        ready: Any = self._ready  # type: ignore[attr-defined]
+        events._set_running_loop(self)
+        try:
+            self.tasks = [self.create_task(work()) for work in self._works]
+            while not all(task.done() for task in self.tasks):
+                self._schedule.point(lambda: bool(ready) or self._is_shut)
+                if self._is_shut:
+                    return
+                handle = ready.popleft()
+                if not handle.cancelled():
+                    handle._run()
+        finally:
+            events._set_running_loop(None)
+            self.close()
+            self.on_end()
+        for task in self.tasks:
+            if not task.cancelled() and (error := task.exception()):
+                raise error
+
+    def shut(self) -> None:
+        """Have it closed with all that goes on in it, and without a word to its tasks.
+
+        By its own thread, at its next turn, as it is with real loops.
+        """
+        self._schedule.point()
+        self._is_shut = True
+        self._schedule.point()
+
+    def cancel(self, number: int = 0) -> None:
+        """Cancel a task, from any thread, as soon as there is one."""
+        self._schedule.point(lambda: bool(self.tasks) or self.is_closed())
+        with contextlib.suppress(RuntimeError):  # closed
+            self.call_soon_threadsafe(self.tasks[number].cancel)
+
+    def forget(self) -> None:
+        """Drop the tasks of a loop that was shut, after the schedule."""
+        for task in self.tasks:
+            if not task.done():
+                coroutine: Any = task.get_coro()
+                coroutine.close()
+
+    # What asyncio's own loops add to the base.
+
+    def call_soon(
+        self,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        """Do what asyncio's loops do."""
+        self._check_closed()  # type: ignore[attr-defined]
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
+
+    def call_soon_threadsafe(
+        self,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        """Do what asyncio's loops do."""
+        self._schedule.point()
+        handle = self.call_soon(callback, *args, context=context)
+        self._schedule.point()
+        return handle
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Say nothing of tasks that are pending when a loop is closed under them."""
+        if error := context.get("exception"):
+            self.errors.append(error)
+
+    def get_debug(self) -> bool:
+        """Whether it is slow, which nothing here is to be."""
+        return False
