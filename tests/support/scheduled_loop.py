@@ -92,7 +92,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
 
     # What asyncio's own loops add to the base.
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]
         self,
         callback: Callable[..., object],
         *args: Any,
@@ -104,7 +104,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
-    def call_soon_threadsafe(
+    def call_soon_threadsafe(  # type: ignore[override]
         self,
         callback: Callable[..., object],
         *args: Any,
