@@ -2,8 +2,9 @@
 
 `DemoChatModel` is a real LangChain chat model in every other respect, so what works with
 it works with a provider's: it goes into chains, agents and graphs, answers ``invoke`` as
-well as ``stream``, and obeys ``stop=``.  ``queuestream demo`` streams it, and ``queuestream
-run queuestream.demo:model "any text"`` reaches it by its import path.
+well as ``stream``, tells its usage, and obeys ``stop=``.  ``queuestream demo`` streams it,
+``queuestream serve`` serves it, and ``queuestream run queuestream.demo:model "any text"``
+reaches it by its import path.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.language_models.chat_models import (
     BaseChatModel,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         AsyncCallbackManagerForLLMRun,
         CallbackManagerForLLMRun,
     )
+    from langchain_core.messages.ai import UsageMetadata
 
 __all__ = ["PASSAGE", "DemoChatModel", "model"]
 
@@ -74,10 +76,10 @@ class DemoChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         # LangChain calls on_llm_new_token for each chunk that comes out of here.
-        for token in self._tokens(stop):
+        for chunk in self._chunks(messages, stop):
             if self.pace:
                 time.sleep(self.pace)  # it plays a server that takes its time
-            yield _chunk(token)
+            yield chunk
 
     async def _astream(
         self,
@@ -86,10 +88,10 @@ class DemoChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        for token in self._tokens(stop):
+        for chunk in self._chunks(messages, stop):
             if self.pace:
                 await asyncio.sleep(self.pace)
-            yield _chunk(token)
+            yield chunk
 
     def _generate(
         self,
@@ -109,15 +111,22 @@ class DemoChatModel(BaseChatModel):
     ) -> ChatResult:
         return await agenerate_from_stream(self._astream(messages, stop, run_manager, **kwargs))
 
-    def _tokens(self, stop: Sequence[str] | None) -> list[str]:
-        # Words, the long ones in pieces, as a tokenizer makes them.
+    def _chunks(
+        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None
+    ) -> Iterator[ChatGenerationChunk]:
         ends = [self.passage.find(text) for text in stop or () if text in self.passage]
-        said = self.passage[: min(ends, default=len(self.passage))]
-        return re.findall(r"\s*\S{1,6}|\s+$", said)
+        tokens = _tokens(self.passage[: min(ends, default=len(self.passage))])
+        asked, said = sum(len(_tokens(message.text)) for message in messages), len(tokens)
+        counts = {"input_tokens": asked, "output_tokens": said, "total_tokens": asked + said}
+        usage = cast("UsageMetadata", counts)  # newer versions say that all details must be there
+        for number, token in enumerate(tokens or [""], 1):
+            told = usage if number >= said else None  # with the last one
+            yield ChatGenerationChunk(message=AIMessageChunk(content=token, usage_metadata=told))
 
 
-def _chunk(token: str) -> ChatGenerationChunk:
-    return ChatGenerationChunk(message=AIMessageChunk(content=token))
+def _tokens(text: str) -> list[str]:
+    """Words, the long ones in pieces, as a tokenizer makes them."""
+    return re.findall(r"\s*\S{1,6}|\s+$", text)
 
 
 model = DemoChatModel()

@@ -87,9 +87,17 @@ class TestTheModel:
         assert burst.invoke("").text == PASSAGE
         assert asyncio.run(burst.ainvoke("")).text == PASSAGE
 
+    def test_it_tells_its_usage(self) -> None:
+        burst = DemoChatModel(passage="one two three", pace=0)
+        told = {"input_tokens": 2, "output_tokens": 3, "total_tokens": 5}
+        assert burst.invoke("two words").usage_metadata == told
+        assert sum(chunk.usage_metadata is not None for chunk in burst.stream("x")) == 1
+        assert asyncio.run(burst.ainvoke("two words")).usage_metadata == told
+
     def test_it_obeys_stop(self) -> None:
         burst = DemoChatModel(passage="one two three two", pace=0)
         assert burst.invoke("", stop=["three", "two"]).text == "one "
+        assert burst.invoke("", stop=["one"]).text == ""
 
     @pytest.mark.parametrize("pace", [-0.1, float("nan"), float("inf")])
     def test_it_refuses_a_pace_that_is_none(self, pace: float) -> None:
