@@ -18,6 +18,7 @@ import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 
+from queuestream.errors import StreamClosedError
 from queuestream.token_stream import TokenStream
 from queuestream.web._ends import checked_stream, close_stream, seconds
 from queuestream.web.formats import make_format, openai_error, retry_after, safe_message, status_of
@@ -157,7 +158,10 @@ class SSEResponse(Response):
             event_id = None if isinstance(item, str) or _is_message(item) else _id_of(item)
             await answer.send_frames(frames, event_id, is_item=True)
         if error is not None:
-            _logger.error("a run failed while its tokens were sent", exc_info=error)
+            if isinstance(error, StreamClosedError):  # whoever closed it knows why
+                _logger.info("a stream was closed while its tokens were sent")
+            else:
+                _logger.error("a run failed while its tokens were sent", exc_info=error)
             if await answer.refuse(error):
                 return
             await answer.send_frames(wire.error(safe_message(error)))
