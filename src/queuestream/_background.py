@@ -30,6 +30,7 @@ __all__ = [
     "is_background_loop",
     "on_background_loop",
     "start_daemon",
+    "use_daemon_threads",
 ]
 
 R = TypeVar("R")
@@ -64,6 +65,11 @@ class _Executor(ThreadPoolExecutor):
 
 
 _executor = _Executor()
+
+
+def use_daemon_threads(loop: asyncio.AbstractEventLoop) -> None:
+    """Give a loop that is ours the same executor: a daemon thread for each call."""
+    loop.set_default_executor(_executor)
 
 
 async def in_daemon_thread(work: Callable[[], R]) -> R:
@@ -114,7 +120,7 @@ class _Loop:
         # and is told why where there can be no loop.
         self.loop = asyncio.new_event_loop()
         try:
-            self.loop.set_default_executor(_executor)
+            use_daemon_threads(self.loop)
             start_daemon("queuestream background loop", self._live)
         except BaseException:
             self.loop.close()

@@ -11,7 +11,7 @@ Needs the extra ``web``, but for `queuestream.web.formats`, which needs nothing:
         return sse_response(stream(chain, question))
 
 ``sse`` answers a request, ``websocket`` serves a socket; what goes over the wire is made in
-``formats``.
+``formats``.  ``serve`` is a whole server.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _get, __dir__ = lazy(
         "sse_response": "sse",
         "websocket_stream": "websocket",
         "formats": None,
+        "serve": None,
         "sse": None,
         "websocket": None,
     },

@@ -1,12 +1,8 @@
-"""The command ``queuestream``: stream the demo model, or anything importable, to a terminal.
+"""``queuestream demo`` and ``queuestream run``: a target, through ``for`` and ``async for``.
 
-Each run goes by twice, once through ``for`` and once through ``async for`` (``--iterate``
-picks one).  A consumer here does no more than any program of a user's would: it prints
-each token as it comes and leaves the ``with`` block when it has had enough, be it the end,
-Ctrl-C, or a reader of its output that went away.
-
-Exit codes: 0 done, or the reader of the output left early; 1 the run raised; 2 wrong
-arguments, nothing was started; 130 stopped by Ctrl-C.
+A consumer here does no more than any program of a user's would: it prints each token as it
+comes and leaves the ``with`` block when it has had enough, be it the end, Ctrl-C, or a reader
+of its output that went away.
 """
 
 from __future__ import annotations
@@ -14,12 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import functools
-import importlib
-import importlib.metadata
-import io
-import json
-import os
 import signal
 import sys
 import threading
@@ -28,84 +18,32 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from queuestream._ctrl_c import closed_by_ctrl_c
+from queuestream.cli._ends import DONE, RUN_FAILED, UsageError, complain, say
+from queuestream.cli._targets import load_model, load_target, read_input
 from queuestream.demo import DemoChatModel
 from queuestream.errors import PlacementError
 from queuestream.token_stream import stream
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator, Sequence
+    from collections.abc import Coroutine, Generator
 
     from queuestream.token_stream import TokenStream
 
-__all__ = ["main"]
-
-DONE = 0
-RUN_FAILED = 1
-WRONG_ARGUMENTS = 2
-STOPPED = 130
+__all__ = ["OutputClosedError", "add_demo", "add_run"]
 
 
-class _UsageError(Exception):
-    """The arguments cannot work; nothing was started."""
-
-
-class _OutputClosedError(Exception):
+class OutputClosedError(Exception):
     """Nobody reads the output any more."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        argv: The arguments; those of the process by default.
-
-    Returns:
-        The exit code, as listed in the module's docstring.
-
-    Raises:
-        SystemExit: By argparse, for ``--help``, ``--version`` and arguments it cannot parse;
-            and whatever ``SystemExit`` the run itself raised.
-    """
-    arguments = _parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model says more than a terminal can show
-    try:
-        return _stream_all(arguments)
-    except _UsageError as error:
-        _complain(f"{error}")
-        return WRONG_ARGUMENTS
-    except _OutputClosedError:
-        # What is still buffered would fail again when the interpreter flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _leave(DONE)
-    except KeyboardInterrupt:
-        return _leave(STOPPED)
+# ------------------------------------------------------------------------- what to stream
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="queuestream",
-        description="Iterate the tokens of any LangChain runnable with for and async for.",
-    )
-    parser.add_argument(
-        "--version",
-        action="version",
-        version=f"%(prog)s {_version()}",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--iterate",
-        choices=["for", "async-for", "both"],
-        default="both",
-        help="which loop takes the tokens; both, the default, runs the target twice, one "
-        "after the other",
-    )
-
+def add_demo(commands: Any) -> None:
+    """Add ``demo`` to the commands."""
     demo = commands.add_parser(
         "demo",
-        parents=[common],
+        parents=[_common()],
         help="stream a passage from an embedded model; needs no network",
         description="Stream a passage from a model that needs no network, token by token.",
     )
@@ -116,11 +54,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds from one token to the next (default: %(default)s; 0: all at once)",
     )
-    demo.set_defaults(choose=_choose_demo)
+    demo.set_defaults(command=_stream_all, choose=_choose_demo)
 
+
+def add_run(commands: Any) -> None:
+    """Add ``run`` to the commands."""
     run = commands.add_parser(
         "run",
-        parents=[common],
+        parents=[_common()],
         help="stream a runnable of yours, or a model of a provider",
         usage="queuestream run [options] module:attribute INPUT\n"
         "       queuestream run [options] --model PROVIDER:NAME TEXT",
@@ -148,15 +89,19 @@ def _parser() -> argparse.ArgumentParser:
         "attribute dotted if need be; and its input: text, or JSON if it parses as a JSON "
         "object or array",
     )
-    run.set_defaults(choose=_choose_run)
-    return parser
+    run.set_defaults(command=_stream_all, choose=_choose_run)
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("queuestream")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "(not installed)"
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--iterate",
+        choices=["for", "async-for", "both"],
+        default="both",
+        help="which loop takes the tokens; both, the default, runs the target twice, one "
+        "after the other",
+    )
+    return common
 
 
 def _pace(text: str) -> float:
@@ -164,9 +109,6 @@ def _pace(text: str) -> float:
     if not 0 <= pace < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 up")
     return pace
-
-
-# ------------------------------------------------------------------------- what to stream
 
 
 def _choose_demo(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
@@ -177,63 +119,18 @@ def _choose_run(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
     words: list[str] = arguments.words
     if arguments.model is not None:
         if len(words) != 1:
-            raise _UsageError(
+            raise UsageError(
                 f"with --model comes one text, and {len(words)} were given; quote it if it has "
                 "spaces"
             )
-        return _load_model(arguments.model), words[0], arguments.run_in
+        return load_model(arguments.model), words[0], arguments.run_in
     if len(words) != 2:  # noqa: PLR2004 - module:attribute and INPUT
-        raise _UsageError(
+        raise UsageError(
             f"expected module:attribute and INPUT, got {len(words)} argument"
             f"{'s' if len(words) > 1 else ''}; quote the input if it has spaces"
         )
     path, text = words
-    return _load_target(path), _read_input(text), arguments.run_in
-
-
-def _load_target(path: str) -> Any:
-    module_name, colon, attribute = path.partition(":")
-    if not (module_name and colon and attribute):
-        raise _UsageError(f"{path!r} is no import path; expected module:attribute")
-    if os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds strings
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise _UsageError(f"there is no module {error.name!r} to import") from error
-        raise _UsageError(f"module {module_name!r} cannot be imported: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise _UsageError(f"module {module_name!r} cannot be imported: {_say(error)}") from error
-    try:
-        return functools.reduce(getattr, attribute.split("."), module)
-    except AttributeError as error:
-        raise _UsageError(f"{path!r} leads nowhere: {error}") from error
-
-
-def _load_model(name: str) -> Any:
-    try:
-        from langchain.chat_models import init_chat_model  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        if error.name != "langchain":
-            raise _UsageError(f"langchain cannot be imported: {error}") from error
-        raise _UsageError(
-            "--model needs the package langchain, which is not installed: pip install langchain"
-        ) from error
-    try:
-        return init_chat_model(name)
-    except ImportError as error:
-        raise _UsageError(f"{error}") from error  # LangChain names the package to install
-    except Exception as error:
-        raise _UsageError(f"no model {name!r}: {_say(error)}") from error
-
-
-def _read_input(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, dict | list) else text
+    return load_target(path), read_input(text), arguments.run_in
 
 
 # ---------------------------------------------------------------------------- the two loops
@@ -246,7 +143,7 @@ def _stream_all(arguments: argparse.Namespace) -> int:
         if code != DONE:
             return code
     if arguments.iterate in {"async-for", "both"}:
-        return _run_loop(_with_async_for(target, value, run_in))
+        return run_loop(_with_async_for(target, value, run_in))
     return DONE
 
 
@@ -254,7 +151,7 @@ def _open(target: Any, value: Any, run_in: Any) -> TokenStream[str]:
     try:
         return stream(target, value, run_in=run_in)  # starts nothing yet
     except (TypeError, ValueError) as error:
-        raise _UsageError(f"{error}") from error
+        raise UsageError(f"{error}") from error
 
 
 def _with_for(target: Any, value: Any, run_in: str) -> int:
@@ -265,10 +162,10 @@ def _with_for(target: Any, value: Any, run_in: str) -> int:
         with tokens, closed_by_ctrl_c(tokens.close):
             for token in tokens:
                 screen.show(token)
-    except _OutputClosedError:
+    except OutputClosedError:
         raise
     except PlacementError as error:
-        raise _UsageError(f"{error}") from error
+        raise UsageError(f"{error}") from error
     except KeyboardInterrupt:
         screen.end("stopped: ")
         raise
@@ -286,10 +183,10 @@ async def _with_async_for(target: Any, value: Any, run_in: str) -> int:
         async with tokens:
             async for token in tokens:
                 screen.show(token)
-    except _OutputClosedError:
+    except OutputClosedError:
         raise
     except PlacementError as error:
-        raise _UsageError(f"{error}") from error
+        raise UsageError(f"{error}") from error
     except (asyncio.CancelledError, KeyboardInterrupt):
         screen.end("stopped: ")
         raise
@@ -299,7 +196,7 @@ async def _with_async_for(target: Any, value: Any, run_in: str) -> int:
     return DONE
 
 
-def _run_loop(main: Coroutine[Any, Any, int]) -> int:
+def run_loop(main: Coroutine[Any, Any, int]) -> int:
     """Run a coroutine as ``asyncio.run`` does, but leave without waiting for its threads.
 
     `asyncio.run` would wait for the default executor, in which LangChain runs what is only
@@ -347,24 +244,6 @@ def _cancelled_by_ctrl_c(
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _leave(code: int) -> int:
-    """Return `code`, or end the process with it if a thread of the run would keep it alive.
-
-    The run was told to stop; a model that waits for its server inside somebody's pool will
-    hear of that only when the server answers, and the interpreter would wait for it.
-    """
-    deadline = time.monotonic() + 0.2
-    for thread in threading.enumerate():
-        if thread.daemon or thread is threading.main_thread():
-            continue
-        thread.join(max(0.0, deadline - time.monotonic()))
-        if thread.is_alive():
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    return code
-
-
 # ------------------------------------------------------------------------------- the screen
 
 
@@ -405,7 +284,7 @@ class _Screen:
 
     def fail(self, error: Exception) -> int:
         self.end("failed: ")
-        _complain(f"the run raised {_say(error)}")
+        complain(f"the run raised {say(error)}")
         return RUN_FAILED
 
     def _write(self, text: str) -> None:
@@ -413,14 +292,5 @@ class _Screen:
             sys.stdout.write(text)
             sys.stdout.flush()
         except BrokenPipeError:
-            raise _OutputClosedError from None
+            raise OutputClosedError from None
         self.at_line_start = text.endswith("\n")
-
-
-def _complain(message: str) -> None:
-    sys.stderr.write(f"queuestream: {message}\n")
-
-
-def _say(error: BaseException) -> str:
-    name = type(error).__name__
-    return f"{name}: {error}" if str(error) else name
