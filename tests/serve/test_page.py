@@ -1,0 +1,58 @@
+"""The files of the page: how they are sent, and that nothing in them needs more than CSP allows."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from queuestream.demo import PASSAGE, DemoChatModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.serve.conftest import Served
+
+PAGE = resources.files("queuestream.web") / "page"
+
+
+def test_the_parts_that_it_names_are_sent(serve: Callable[..., Served]) -> None:
+    served = serve(DemoChatModel(pace=0))
+    page = httpx.get(served.url)
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    names = re.findall(r'(?:src|href)="page/([^"]+)"', page.text)
+    names += re.findall(r'from "\./([^"]+)"', (PAGE / "chat.js").read_text("utf-8"))
+    assert {"chat.js", "api.js", "rate.js", "style.css", "icon.svg"} == set(names)
+    kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+    for name in names:
+        part = httpx.get(f"{served.url}/page/{name}")
+        assert part.headers["content-type"].startswith(kinds[name.rpartition(".")[2]])
+        tag = part.headers["etag"]
+        again = httpx.get(f"{served.url}/page/{name}", headers={"If-None-Match": tag})
+        assert (again.status_code, again.content) == (304, b"")
+
+
+def test_nothing_in_it_is_inline_or_made_of_strings() -> None:
+    html = (PAGE / "index.html").read_text("utf-8")
+    assert not re.search(r"<style|style=|<script(?! type=\"module\" src)| on\w+=|https?:", html)
+    for name in ("chat.js", "api.js", "rate.js"):
+        script = (PAGE / name).read_text("utf-8")
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", script)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # ChatOpenAI keeps its connections
+def test_the_code_in_the_docs_runs(
+    serve: Callable[..., Served], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8")
+    first, second = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    served = serve(DemoChatModel(pace=0), name="demo")
+    exec(first.replace("http://127.0.0.1:8000", served.url), {})  # the code of the page
+    assert PASSAGE in capsys.readouterr().out
+    names: dict[str, Any] = {"chain": DemoChatModel(pace=0)}
+    exec(second.replace("serve(chain", "(lambda *_, **__: None)(chain"), names)
+    assert names["app"].state.runs is not None
