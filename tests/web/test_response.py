@@ -311,6 +311,73 @@ async def test_run_stops_though_the_server_lets_nobody_cancel_its_send() -> None
         thawed.set()
 
 
+@pytest.mark.parametrize("kind", ["stream", "generator"])
+async def test_frozen_ping_that_nobody_can_cancel_stops_a_silent_run(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hazards: the group waits for the ping; a generator is closed while it runs.
+
+    1. The model is silent, and somebody waits for its item.
+    2. A ping is sent, and never taken; the server lets nobody cancel it.
+    3. The one who waits is cancelled, and closes, though the ping goes on.
+    """
+    model = silent_model()
+    exchange = Exchange()
+    thawed = anyio.Event()
+
+    async def freeze(message: Any) -> None:
+        if message.get("body"):
+            with anyio.CancelScope(shield=True):
+                await thawed.wait()
+
+    async def generator() -> AsyncIterator[str]:
+        async with stream(model, "?") as tokens:
+            async for token in tokens:
+                yield token
+
+    exchange.on_send = freeze
+    items = stream(model, "?") if kind == "stream" else generator()
+    async with anyio.create_task_group() as tasks:
+        response = sse_response(items, "text", ping=0.01, send_timeout=0.05)
+        tasks.start_soon(exchange.run, response)
+        await eventually_async(lambda: model.record.calls and not model.record.open)
+        thawed.set()
+    assert model.record.produced == 0
+    assert {record.levelname for record in caplog.records if "web" in record.name} == {"WARNING"}
+
+
+async def test_client_that_is_gone_at_a_ping_is_no_failure_of_the_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Hazard: the stream is closed under the one who waits for it, who takes that for an error."""
+    model = silent_model()
+    exchange = Exchange()
+
+    async def fail(message: Any) -> None:
+        if message.get("body"):
+            raise ConnectionResetError
+
+    exchange.on_send = fail
+    await exchange.run(sse_response(stream(model, "?"), "text", ping=0.01))
+    await eventually_async(lambda: not model.record.open)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_iterator_that_cannot_be_closed_does_not_spoil_its_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Items(Failing):
+        async def __anext__(self) -> str:
+            raise StopAsyncIteration
+
+        async def aclose(self) -> None:
+            raise self.error
+
+    told = await Exchange().run(sse_response(Items(ValueError("secret")), "text"))
+    assert told.status == 200
+    assert "could not be closed" in caplog.text
+
+
 async def test_head_runs_nothing() -> None:
     model = ScriptedChatModel(tokens=["a"])
     told = await Exchange("HEAD").run(sse_response(stream(model, "?"), "text"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, cast
 
 import anyio
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable
 
 __all__ = ["checked_stream", "close_stream", "seconds"]
+
+_logger = logging.getLogger(__name__)
 
 _CLEAN_UP = 5.0  # seconds that a run which was stopped may take before it is left alone
 
@@ -46,9 +49,13 @@ def seconds(name: str, given: float | None) -> float | None:
 async def close_stream(stream: object) -> None:
     """Close a stream, also where everything is cancelled already.
 
-    Waits a few seconds for the clean-up of a run that is a task.
+    Waits a few seconds for the clean-up of a run that is a task.  Closing one that is closed
+    does nothing.  What an iterator of others raises while it is closed is logged.
     """
     close = getattr(stream, "aclose", None)
     if close is not None:
-        with anyio.move_on_after(_CLEAN_UP, shield=True):
-            await close()
+        try:
+            with anyio.move_on_after(_CLEAN_UP, shield=True):
+                await close()
+        except Exception:
+            _logger.exception("what was sent could not be closed")

@@ -110,6 +110,7 @@ class SSEResponse(Response):
         self._wire = make_format(format)
         self._ping = seconds("ping", ping)
         self._send_timeout = seconds("send_timeout", send_timeout)
+        self._is_waiting = False  # for an item
         self._given_headers = dict(headers or {})
         super().__init__(headers={**_HEADERS, **self._wire.headers})
         self.headers.update(self._given_headers)
@@ -134,6 +135,8 @@ class SSEResponse(Response):
                     answer.note_gone(gone)
                 except Exception as error:
                     failure = error
+                finally:  # in here: the group may have to wait for a ping that nobody can cancel
+                    await close_stream(self._stream)
                 tasks.cancel_scope.cancel()
         finally:
             await close_stream(self._stream)
@@ -147,6 +150,7 @@ class SSEResponse(Response):
         error: BaseException | None = None
         while True:
             try:
+                self._is_waiting = True
                 item: Any = await anext(items)
                 frames = wire.item(item)
             except StopAsyncIteration:
@@ -155,6 +159,8 @@ class SSEResponse(Response):
             except (Exception, SystemExit, KeyboardInterrupt) as raised:
                 error = raised
                 break
+            finally:
+                self._is_waiting = False
             event_id = None if isinstance(item, str) or _is_message(item) else _id_of(item)
             await answer.send_frames(frames, event_id, is_item=True)
         if error is not None:
@@ -184,18 +190,17 @@ class SSEResponse(Response):
                 # Some servers let nobody cancel a send, not of a ping either: hypercorn's on trio.
                 await anyio.sleep_until(since + limit)
                 if answer.sending_since == since:
-                    await self._give_up(answer, TimeoutError(), tasks.cancel_scope)
+                    answer.note_gone(TimeoutError())
+                    tasks.cancel_scope.cancel()
+                    if not self._is_waiting:  # who waits for an item is cancelled, and closes
+                        await close_stream(self._stream)
 
     async def _send_ping(self, answer: _Answer, scope: anyio.CancelScope) -> None:
         try:
             await answer.send_ping()
         except OSError as gone:
-            await self._give_up(answer, gone, scope)
-
-    async def _give_up(self, answer: _Answer, why: OSError, scope: anyio.CancelScope) -> None:
-        answer.note_gone(why)
-        await close_stream(self._stream)  # now, for the scope may not end before the client
-        scope.cancel()
+            answer.note_gone(gone)
+            scope.cancel()
 
     @property
     def has_own_ids(self) -> bool:
