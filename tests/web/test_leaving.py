@@ -158,7 +158,7 @@ def test_clients_that_leave_in_the_middle_stop_the_run(
     """While the model is silent, and while it makes tokens as fast as it can."""
     for version in versions_of(server):
         silent = silent_model("a")
-        busy = ScriptedChatModel(tokens=["b" * 32_768] * 600)
+        busy = ScriptedChatModel(tokens=["b" * 32_768] * 1200)
         host = serve(app_of([silent, busy]), server)
         for path, word in (("/0", b'"a"'), ("/1", b"bbb")):
             client = connect(host, version)
@@ -168,8 +168,8 @@ def test_clients_that_leave_in_the_middle_stop_the_run(
         silent.record.wait_until_finalized()
         busy.record.wait_until_finalized()
         assert silent.record.produced == 1
-        # Measured: 0 to 2 tokens more, of 32 KiB; what was made before the server saw it.
-        assert busy.record.produced - before <= 50
+        # Measured: 0 to 2 more.  The rest is for a machine that is busy before the socket closes.
+        assert busy.record.produced - before <= 300
 
 
 @EVERYWHERE

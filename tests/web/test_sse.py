@@ -80,6 +80,13 @@ def test_ag_ui_accepts_every_event(serve: Any) -> None:
     assert kinds[0] == "RUN_STARTED"
     assert kinds[-1] == "RUN_FINISHED"
 
+    broken = ScriptedChatModel(tokens=["a", "b"], failure=ValueError("secret"), fail_at=1)
+    body = httpx.get(f"http://{serve(app(broken, format='agui'))}/v1/chat/completions").text
+    lines = [line[6:] for line in body.split("\n") if line.startswith("data: ")]
+    kinds = [adapter.validate_json(line).type.value for line in lines]
+    assert kinds[-2:] == ["TEXT_MESSAGE_END", "RUN_ERROR"]
+    assert "secret" not in body
+
 
 def test_failure_in_the_middle_is_told_in_band(serve: Any) -> None:
     host = serve(app(ScriptedChatModel(tokens=["a", "b"], failure=ValueError("secret"), fail_at=1)))
