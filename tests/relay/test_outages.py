@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 
 from queuestream import stream
 from queuestream.errors import RelayError, RelayUnavailableError
@@ -124,6 +125,40 @@ def test_a_frozen_server_holds_the_run_up(
         publishing.join(10)
         reading.join(10)
         assert reading.texts == tokens(100)
+
+
+def test_what_comes_while_one_write_is_under_way_goes_into_the_next(
+    make_relay: Callable[..., RedisRelay], tmp_path: Path
+) -> None:
+    """A slow run's tokens go one by one, without delay; those that Redis held up go together."""
+    with RedisServer(tmp_path) as server, redis.Redis(port=server.port, socket_timeout=9) as ask:
+
+        def writes() -> int:
+            done: Any = ask.info("commandstats")
+            return int(done["cmdstat_evalsha"]["calls"])
+
+        relay = make_relay(server.url, lease=100)  # which is not renewed meanwhile
+        gate = Gate()
+        model = ScriptedChatModel(tokens=tokens(60), gate=gate)
+        publishing, reading = Publishing(relay, model), Reading(relay)
+        for number in range(1, 11):
+            before = writes() if number > 1 else 0
+            gate.release()
+            eventually(lambda number=number: len(reading.texts) == number)  # type: ignore[misc]
+            assert number == 1 or writes() == before + 1
+        server.freeze()
+        gate.release()
+        eventually(lambda: publishing.source.statistics.tokens == 11)
+        gate.release(40)
+        eventually(lambda: publishing.source.statistics.tokens == 51)
+        server.thaw()
+        before = writes()
+        eventually(lambda: len(reading.texts) == 51)
+        assert writes() - before <= 3
+        gate.open()
+        publishing.join(10)
+        reading.join(10)
+        assert reading.texts == tokens(60)
 
 
 @pytest.mark.anyio
