@@ -18,7 +18,7 @@ of its stream is asked for::
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import uuid
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ from queuestream.relay._link import BLOCK, keep_task
 from queuestream.relay._scripts import STATE, WAKE
 
 if TYPE_CHECKING:
+    import asyncio
+
     from queuestream.relay._entries import Entry
     from queuestream.relay._link import Link
     from queuestream.relay._scripts import Keys
@@ -56,7 +58,8 @@ class Watch:
         is_reader: Whether it is to have every entry, and hears of gaps and lost writers.
         deadline: When to look at the state of the stream.
         start_deadline: Until when somebody must have begun to write.
-        is_gone: Whether it wants nothing more.
+        is_gone: Whether it wants nothing more.  Set by anybody, who then calls `leave`.
+        reader: Who reads for it, once that is known.
     """
 
     is_reader = True
@@ -68,6 +71,18 @@ class Watch:
         self.deadline = _NEVER
         self.start_deadline = _NEVER
         self.is_gone = False
+        self.reader: SharedReader | None = None
+
+    def leave(self) -> None:
+        """Want nothing more.
+
+        **Thread safety**: any thread, finalizers and signal handlers; never waits.
+        """
+        self.is_gone = True
+        reader = self.reader
+        if reader is not None:  # else it is not let in
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                reader.loop.call_soon_threadsafe(reader.remove, self)
 
     def take(self, entry: Entry) -> bool:
         """Get an entry; false if there is no room for more, and the next comes when it asks."""
@@ -83,9 +98,14 @@ class Watch:
 
 
 class SharedReader:
-    """See the module's docstring.  Used on the background loop only."""
+    """See the module's docstring.  Used on the background loop only.
+
+    Attributes:
+        loop: That loop.
+    """
 
     def __init__(self, link: Link, tag: str) -> None:
+        self.loop = link.loop
         self._link = link
         self._client = link.settings.client(BLOCK + 5.0)
         self._watches: dict[str, list[Watch]] = {}
@@ -106,7 +126,8 @@ class SharedReader:
 
     def add(self, watch: Watch) -> None:
         """Let somebody watch, who has just come or has room again."""
-        keep_task(asyncio.get_running_loop().create_task(self._admit(watch)))
+        watch.reader = self
+        keep_task(self.loop.create_task(self._admit(watch)))
 
     async def _admit(self, watch: Watch) -> None:
         if watch.is_reader:
@@ -122,7 +143,7 @@ class SharedReader:
         key = watch.keys.entries
         self._watches.setdefault(key, []).append(watch)
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._read_all())
+            self._task = self.loop.create_task(self._read_all())
             keep_task(self._task)
         elif self._under_way is not None and not self._is_woken:
             reads_from = self._under_way.get(key)
@@ -182,7 +203,7 @@ class SharedReader:
             self._task = None
             self._under_way = None
             if self._watches:  # who came while this ended
-                self._task = asyncio.get_running_loop().create_task(self._read_all())
+                self._task = self.loop.create_task(self._read_all())
                 keep_task(self._task)
 
     def _all(self) -> list[Watch]:

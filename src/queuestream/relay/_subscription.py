@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from queuestream.errors import (
     ConcurrentIterationError,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from queuestream.mixed_queue import SyncFace
     from queuestream.relay._entries import Entry, EntryId
     from queuestream.relay._scripts import Keys
 
@@ -93,6 +94,10 @@ class SubscriptionWatch(Watch):
         error = own
         self.queue.sync_q.put_nowait(_End(error))
 
+    def say_closed(self) -> None:
+        """Wake a consumer that waits.  Takes no lock that this very thread may hold."""
+        cast("SyncFace[Any]", self.queue.sync_q).buffer.put_past_end(_End(None))
+
     def fail_lost(self, error: BaseException) -> None:
         """The loop that was to read has died."""
         failure = RelayError("the background loop that all streams share has died")
@@ -108,7 +113,8 @@ class Subscription:
 
     **Cancellation**: a cancelled wait for an event has taken none.
 
-    **Thread safety**: one consumer at a time; `close` from anywhere.
+    **Thread safety**: one consumer at a time; `close` from anywhere, finalizers and signal
+    handlers included.
     """
 
     __slots__ = (
@@ -120,7 +126,6 @@ class Subscription:
         "_is_waiting",
         "_last_id",
         "_pid",
-        "_remove",
         "_watch",
     )
 
@@ -128,11 +133,9 @@ class Subscription:
         self,
         watch: SubscriptionWatch,
         add: Callable[[SubscriptionWatch], None],
-        remove: Callable[[SubscriptionWatch], None],
     ) -> None:
         self._watch = watch
         self._add = add
-        self._remove = remove
         self._has_begun = False
         self._is_closed = False
         self._is_finished = False
@@ -233,10 +236,9 @@ class Subscription:
         watch = self._watch
         if self._is_finished or self._is_closed or self._pid != os.getpid():
             return
-        self._is_closed = watch.is_gone = True
-        watch.queue.sync_q.put_nowait(_End(None))
-        if self._has_begun:
-            self._remove(watch)
+        self._is_closed = True
+        watch.leave()
+        watch.say_closed()
 
     async def aclose(self) -> None:
         """As `close`."""

@@ -163,7 +163,8 @@ class RedisRelay:
     def __del__(self) -> None:
         """Close the connections: nobody can use them any more."""
         for home in list(getattr(self, "_homes", {}).values()):
-            self._post(home.end)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                home.link.loop.call_soon_threadsafe(home.end)
 
     def __repr__(self) -> str:
         """Name the server, without its password."""
@@ -293,7 +294,7 @@ class RedisRelay:
             ValueError: If ``id`` is empty, or ``after`` no id.
         """
         watch = SubscriptionWatch(id, self._keys(id), cursor_of(after))
-        return Subscription(watch, self._add, self._remove)
+        return Subscription(watch, self._add)
 
     def subscribe_sync(self, id: str, after: str | None = None) -> Subscription:
         """The same as `subscribe`, for ``for``."""
@@ -301,9 +302,6 @@ class RedisRelay:
 
     def _add(self, watch: SubscriptionWatch) -> None:
         on_background_loop(lambda: self._home().reader(watch.keys).add(watch), watch.fail_lost)
-
-    def _remove(self, watch: SubscriptionWatch) -> None:
-        self._post(lambda: self._home().reader(watch.keys).remove(watch))
 
     # -- from anywhere -------------------------------------------------------------------------
 
@@ -470,10 +468,8 @@ class _Home:
             await asyncio.gather(*[writer.renew() for writer in tuple(self._writers)])
 
     def end(self) -> None:
-        """Close the connections, on the loop that they belong to."""
-        loop = asyncio.get_running_loop()
-        if self.link.loop is loop:
-            keep_task(loop.create_task(self.close()))
+        """Close the connections, sooner or later."""
+        keep_task(self.link.loop.create_task(self.close()))
 
     async def close(self) -> None:
         """Close the connections."""
