@@ -362,6 +362,23 @@ async def test_closing_the_relay_ends_everything(make_relay: Callable[..., Redis
     assert await relay.status("a") == "streaming"  # used again; the lease runs on
 
 
+def test_nothing_connects_once_the_relay_is_closed(
+    make_relay: Callable[..., RedisRelay], redis_server: RedisServer
+) -> None:
+    """Hazard: a reader that is just being let in opens connections that nobody closes."""
+    for number in range(20):
+        relay = make_relay(client_name=f"closing-{number}")
+        readers = [relay.subscribe_sync(f"s{one}") for one in range(5)]
+        for reader in readers:
+            reader._enter()
+        relay.close()
+        for reader in readers:
+            reader._is_waiting = False
+            with pytest.raises((StreamClosedError, RelayError), match="the relay was closed"):
+                next(reader)
+    eventually(lambda: not any("closing-" in line for line in redis_server.client_list()))
+
+
 def test_a_relay_inside_a_background_run(relay: RedisRelay) -> None:
     """Hazard: a synchronous call on the loop that has to answer it."""
     said: list[str] = []

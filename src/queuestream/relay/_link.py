@@ -193,14 +193,18 @@ class Link:
         self.settings = settings
         self._client = settings.client(_SOCKET_TIMEOUT)
         self._waiting: list[_Command] = []
+        self._batch: list[_Command] = []  # what is under way
         self._sender: asyncio.Task[None] | None = None
         self.loop = asyncio.get_running_loop()
         self._hashes: dict[str, str] = {}
+        self._is_closed = False
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; who waits for an answer gets an error."""
+        self._is_closed = True
         if self._sender is not None:
             self._sender.cancel()
+        self._fail_all(RelayError("the relay was closed"))
         await self._client.aclose()
 
     # -- commands ----------------------------------------------------------------------------
@@ -212,6 +216,9 @@ class Link:
             Its answer; a `RelayUnavailableError` if Redis stays away, a `RelayError` if it refuses.
         """
         answer: asyncio.Future[Any] = self.loop.create_future()
+        if self._is_closed:
+            answer.set_exception(RelayError("the relay was closed"))
+            return answer
         self._waiting.append(_Command(script, (len(keys), *keys, *arguments), answer))
         if self._sender is None:
             self._sender = self.loop.create_task(self._send_all())
@@ -219,26 +226,29 @@ class Link:
         return answer
 
     async def _send_all(self) -> None:
-        batch: list[_Command] = []
         try:
-            while batch or self._waiting:
-                self._fill(batch)
-                batch = await self.persistently(partial(self._send, batch))
+            while self._batch or self._waiting:
+                self._fill()
+                self._batch = await self.persistently(partial(self._send, self._batch))
+        except RelayError as error:
+            self._fail_all(error)
         except BaseException as error:
-            told: BaseException = error
-            if not isinstance(error, RelayError):
-                told = _dead(error)
-            for command in (*batch, *self._waiting):
-                if not command.answer.done():
-                    command.answer.set_exception(told)
-                    command.answer.exception()  # somebody may have gone without it
-            self._waiting.clear()
+            self._fail_all(_dead(error))
             if not isinstance(error, Exception):
                 raise
         finally:
             self._sender = None
 
-    def _fill(self, batch: list[_Command]) -> None:
+    def _fail_all(self, error: RelayError) -> None:
+        commands = (*self._batch, *self._waiting)
+        self._batch, self._waiting = [], []
+        for command in commands:
+            if not command.answer.done():
+                command.answer.set_exception(error)
+                command.answer.exception()  # somebody may have gone without it
+
+    def _fill(self) -> None:
+        batch = self._batch
         size = sum(command.size for command in batch)
         taken = 0
         for command in self._waiting:

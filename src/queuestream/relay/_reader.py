@@ -115,10 +115,12 @@ class SharedReader:
         self._wakes = 0
         self._is_woken = False
         self._until = 0.0  # when the read that is under way ends by itself
+        self._is_closed = False
         self._grace = 0.0  # until when a lease that is gone says nothing
 
     async def close(self) -> None:
         """Let everybody go, and close the connection."""
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
         self._fail_all(StreamClosedError("the relay was closed"))
@@ -138,6 +140,8 @@ class SharedReader:
                 await self._look([watch])
             except RelayError as error:
                 self._fail(watch, error)
+        if self._is_closed and not watch.is_gone:
+            self._fail(watch, StreamClosedError("the relay was closed"))
         if watch.is_gone:
             return
         key = watch.keys.entries
