@@ -1,0 +1,1 @@
+"""Many at once: seeded, fixed counts, conservation checked, and a canary that must fail."""
