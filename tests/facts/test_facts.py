@@ -1,11 +1,7 @@
 """The facts of the design, each against what is installed and without our own code.
 
 A failure here means that the ground has moved: read the fact again, then the code that
-rests on it.  Fact 22 needs a server and is in `test_http_facts`.  Two are left out:
-
-- Fact 15 (redis-py's default timeout, entry ids) comes with the relay, which brings redis.
-- Fact 18 (which langchain-core can be installed) is no behaviour: tox's environments
-  ``langchain-min`` and ``langchain-latest`` are its test.
+rests on it.  Two need a server: fact 22 is in `test_http_facts`, and fact 15 in `tests.relay`.
 """
 
 from __future__ import annotations
@@ -16,6 +12,7 @@ import gc
 import subprocess
 import sys
 import threading
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -34,6 +31,7 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableConfig, RunnableLambda
+from packaging.requirements import Requirement
 
 from tests.support.callbacks import RunLog
 from tests.support.gates import Gate, eventually, eventually_async
@@ -687,6 +685,14 @@ def test_fact_17_closing_the_stream_of_a_chain_drains_the_model() -> None:
 
 
 # Facts 19 to 22: neighbours
+
+
+def test_fact_18_langchain_core_1_0_and_what_is_installed_are_in_the_range() -> None:
+    """Which versions *can* be installed, the environments langchain-min and -latest show."""
+    wanted = [Requirement(line) for line in metadata.requires("queuestream") or []]
+    (core,) = [one for one in wanted if one.name == "langchain-core"]
+    assert core.specifier.contains("1.0.0")
+    assert core.specifier.contains(metadata.version("langchain-core"))
 
 
 def test_fact_19_beside_a_v2_handler_no_token_comes() -> None:

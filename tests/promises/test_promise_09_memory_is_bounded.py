@@ -1,0 +1,197 @@
+"""Promise 9: what is held is ``maxsize`` items and the delivered text, and nothing of the past.
+
+After any number of streams, however they ended, threads, tasks, file descriptors, generators
+and objects of this package are back at their start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from queuestream import QueueStreamHandler, stream
+from tests.support.consumers import PAIRINGS
+from tests.support.models import ScriptedChatModel, tokens
+
+if TYPE_CHECKING:
+    from tests.support.consumers import Consumer, RunIn
+
+LENGTH = 6
+SOAK = int(os.environ.get("QUEUESTREAM_SOAK", "200000"))
+"""Tokens of the long soak; ten million take minutes."""
+
+
+class _ModelError(Exception):
+    """The model's own."""
+
+
+def descriptors() -> int:
+    """How many file descriptors are open, where that can be seen."""
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.exists() else 0
+
+
+class Inventory:
+    """What there is in this process."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self.threads = threading.active_count()
+        self.descriptors = descriptors()
+        held = gc.get_objects()
+        self.generators = sum(type(one).__name__.endswith("generator") for one in held)
+        self.ours = sum(str(type(one).__module__).startswith("queuestream") for one in held)
+        self.tasks = sum(isinstance(one, asyncio.Task) and not one.done() for one in held)
+        del held
+
+    def exceeds(self, other: Inventory) -> dict[str, int]:
+        """What there is more than there was."""
+        now, before = vars(self), vars(other)
+        return {name: now[name] - before[name] for name in now if now[name] > before[name]}
+
+
+async def some_streams(run_in: RunIn, consumer: Consumer, count: int) -> None:
+    """Half of the streams are stopped early, and half of all fail."""
+    for number in range(count):
+        fails = number % 4 >= 2
+        model = ScriptedChatModel(
+            tokens=tokens(LENGTH),
+            failure=_ModelError() if fails else None,
+            fail_at=LENGTH,
+        )
+        answer = stream(model, "?", run_in=run_in, maxsize=2)
+        try:
+            async with consumer.entered(answer) as entered:
+                if number % 2:
+                    await consumer.take(entered, number % LENGTH)
+                else:
+                    await consumer.collect(entered)
+        except _ModelError:
+            assert fails
+
+
+def nothing_stays(run_in: RunIn, consumer: Consumer, count: int) -> None:
+    """Look at what there is before and after."""
+
+    async def scenario() -> None:
+        await some_streams(run_in, consumer, 20)  # the shared loop, and caches
+        await settled()
+        before = Inventory()
+        await some_streams(run_in, consumer, count)
+        for _ in range(20):  # a thread, or the shared loop, may be about to let go
+            await settled()
+            if not (more := Inventory().exceeds(before)):
+                break
+            if consumer.is_async:
+                await anyio.sleep(0.02)
+            else:
+                time.sleep(0.02)  # noqa: ASYNC251 - no loop runs here
+        assert more == {}
+
+    async def settled() -> None:
+        def runs() -> list[str]:
+            return [one.name for one in threading.enumerate() if "queuestream run" in one.name]
+
+        await consumer.eventually(lambda: not [name for name in runs() if "worker" not in name])
+        if consumer.is_async:
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+
+    consumer.run(scenario)
+
+
+@pytest.mark.parametrize("run_in, consumer", PAIRINGS)
+def test_after_many_streams_nothing_of_them_is_left(run_in: RunIn, consumer: Consumer) -> None:
+    """Hazard: a registry, a cycle or a thread keeps one thing of each stream."""
+    nothing_stays(run_in, consumer, 60)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("run_in, consumer", PAIRINGS)
+def test_after_ten_thousand_streams_nothing_of_them_is_left(
+    run_in: RunIn, consumer: Consumer
+) -> None:
+    """As above: ten thousand over all placements and consumers."""
+    nothing_stays(run_in, consumer, -(-10_000 // len(PAIRINGS)))
+
+
+_kept: list[Any] = []
+
+
+def test_a_leak_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary: something keeps each queue, and the inventory sees it."""
+    run_in, consumer = PAIRINGS[0].values
+    make = stream
+
+    def leaky(*args: Any, **kwargs: Any) -> Any:
+        answer = make(*args, **kwargs)
+        _kept.append(answer._tokens)
+        return answer
+
+    monkeypatch.setitem(globals(), "stream", leaky)
+    try:
+        with pytest.raises(AssertionError, match="ours"):
+            nothing_stays(run_in, consumer, 20)
+    finally:
+        _kept.clear()
+
+
+# -- the soak ----------------------------------------------------------------------
+
+
+def soaked(count: int) -> int:
+    """Take so many tokens of one handler; return by how many bytes memory grew at most.
+
+    Called by hand, because LangChain keeps all chunks of a run until its end.
+    """
+    handler = QueueStreamHandler(64)
+
+    def produce() -> None:
+        for _ in range(count):
+            handler.on_llm_new_token("token ")
+        handler.end()
+
+    producer = threading.Thread(target=produce)
+    received = 0
+    most = first = 0
+    gc.collect()
+    tracemalloc.start()
+    try:
+        producer.start()
+        for received, _ in enumerate(handler, start=1):
+            if received % (count // 10) == 0:
+                gc.collect()
+                now, _peak = tracemalloc.get_traced_memory()
+                first = first or now
+                most = max(most, now - first)
+        producer.join()
+    finally:
+        tracemalloc.stop()
+    assert received == count
+    return most
+
+
+def test_memory_is_flat() -> None:
+    """Hazard: something is kept for each token."""
+    grown = soaked(20_000)
+    assert grown < 4 * 18_000, f"{grown} bytes in 18,000 tokens"
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(1800)
+def test_memory_is_flat_for_long() -> None:
+    """As above, with more: ``QUEUESTREAM_SOAK=10000000 tox -e stress -- -k flat_for_long -s``."""
+    grown = soaked(SOAK)
+    print(f"{SOAK:,} tokens: {grown} bytes")
+    assert grown < 100_000, f"{grown} bytes in {SOAK:,} tokens"
