@@ -26,5 +26,5 @@ with stream(chain, "What is a stream?", select="event") as events:
         elif event.kind == "restart":
             print(f"\n(attempt {event.attempt}: all again)")
 
-numbers = events.statistics
-print(f"\n{numbers.tokens} tokens in {numbers.attempts} attempts; the answer: {events.text!r}")
+cost = events.usage["output_tokens"] if events.usage else 0
+print(f"\n{cost} tokens in {events.statistics.attempts} attempts; the answer: {events.text!r}")
