@@ -16,26 +16,11 @@ from streamlit.testing.v1 import AppTest
 
 from queuestream.demo import PASSAGE
 from tests.examples.programs import EXAMPLES, run, tokens_of
-from tests.examples.test_examples import WITH_A_FRAMEWORK
 from tests.ui.conftest import App, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-TESTED = {
-    "chainlit_app.py",  # in test_browser.py
-    "console_chat.py",
-    "django_asgi.py",
-    "django_wsgi.py",
-    "flask_app.py",
-    "gradio_chat.py",
-    "streamlit_chat.py",
-}
-
-
-def test_each_example_has_its_test() -> None:
-    assert TESTED == WITH_A_FRAMEWORK
 
 
 @contextmanager
