@@ -9,7 +9,8 @@ The theory, from the bottom up; each file owns one part of it:
   epoch against everything but a new writer.  The first epoch of an id is the time in milliseconds,
   so that an id of a life that has expired is never mistaken for one of the next; each later one
   is 1 more.
-- **Connections** (``_link``).  One pipeline at a time, joined of what came during the last.
+- **Connections** (``_link``, ``_home``).  One pipeline at a time, joined of what came during the
+  last.
 - **Writing** (``_writer``).  The slot of a token is free when Redis has the token.
 - **Reading** (``_reader``, ``_subscription``).  One blocking read for all readers of a process.
 
@@ -53,8 +54,8 @@ from queuestream.relay._entries import (
     encode,
     encode_error,
 )
-from queuestream.relay._link import Link, Reply, Settings, keep_task, refuse_on_background_loop
-from queuestream.relay._reader import SharedReader
+from queuestream.relay._home import Home
+from queuestream.relay._link import Reply, Settings, refuse_on_background_loop
 from queuestream.relay._scripts import STATE, STOP_RUN, keys_of
 from queuestream.relay._subscription import Subscription, SubscriptionWatch
 from queuestream.relay._writer import Writer
@@ -87,7 +88,7 @@ class RedisRelay:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._homes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Home]
+        self._homes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Home]
         self._homes = weakref.WeakKeyDictionary()  # used on those loops only
 
     @classmethod
@@ -261,7 +262,7 @@ class RedisRelay:
 
     def _writer(
         self, stream_id: str, stream: TokenStream[Any]
-    ) -> tuple[Writer, Callable[[], _Home], bool]:
+    ) -> tuple[Writer, Callable[[], Home], bool]:
         keys = self._keys(stream_id)
         if not isinstance(cast("object", stream), TokenStream):
             raise TypeError(
@@ -404,11 +405,11 @@ class RedisRelay:
 
     # -- the background loop ---------------------------------------------------------------------
 
-    def _home(self) -> _Home:
+    def _home(self) -> Home:
         loop = asyncio.get_running_loop()
         home = self._homes.get(loop)
         if home is None:
-            home = self._homes[loop] = _Home(self._settings)
+            home = self._homes[loop] = Home(self._settings)
         return home
 
     @staticmethod
@@ -423,63 +424,6 @@ class RedisRelay:
         if not stream_id:
             raise ValueError("id must not be empty")
         return keys_of(self._settings.prefix, self._settings.shards, stream_id)
-
-
-class _Home:
-    """What a relay has on one life of the background loop."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.link = Link(settings)
-        self._readers: dict[str, SharedReader] = {}
-        self._writers: set[Writer] = set()
-        self._heart: asyncio.Task[None] | None = None
-
-    def reader(self, keys: Keys) -> SharedReader:
-        """The reader of a run: one for all, or one for each hash tag."""
-        tag = keys.tag if self.settings.by_tag else self.settings.prefix
-        found = self._readers.get(tag)
-        if found is None:
-            found = self._readers[tag] = SharedReader(self.link, tag)
-        return found
-
-    async def open(self, writer: Writer) -> None:
-        """Let a writer begin, and keep its lease."""
-        await writer.open(self.link, self.reader(writer.keys))
-        if writer.has_left:
-            return
-        self._writers.add(writer)
-        if self._heart is None:
-            self._heart = asyncio.get_running_loop().create_task(self._beat())
-            keep_task(self._heart)
-
-    def leave(self, writer: Writer) -> None:
-        """A writer is no more."""
-        self._writers.discard(writer)
-        writer.leave()
-        if not self._writers and self._heart is not None:
-            self._heart.cancel()
-            self._heart = None
-
-    async def _beat(self) -> None:
-        """Renew all leases, three times in each."""
-        while True:
-            await asyncio.sleep(self.settings.lease / 3)
-            await asyncio.gather(*[writer.renew() for writer in tuple(self._writers)])
-
-    def end(self) -> None:
-        """Close the connections, sooner or later."""
-        keep_task(self.link.loop.create_task(self.close()))
-
-    async def close(self) -> None:
-        """Close the connections."""
-        if self._heart is not None:
-            self._heart.cancel()
-        for writer in tuple(self._writers):
-            writer.fail(RelayError("the relay was closed"))
-        for reader in self._readers.values():
-            await reader.close()
-        await self.link.close()
 
 
 def _seal_of(error: Exception) -> bytes:
