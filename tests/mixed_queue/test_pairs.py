@@ -218,6 +218,20 @@ def test_no_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> None:
     assert count > 50, "where are the points?"
 
 
+@pytest.mark.parametrize(
+    "pair",
+    [("put", "get"), ("aput", "aget"), ("put gives up", "aget cancelled"), ("aput", "close")],
+    ids=" and ".join,
+)
+def test_no_schedule_without_the_interpreters_lock_loses_anything(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no GIL, an item is taken under the lock: another way through the code."""
+    monkeypatch.setattr(_buffer, "_IS_ORDERED", False)
+    explore(of(pair), delays=1)
+    sample(of(pair), count=50, seed=1)
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
 def test_no_wild_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> None:
