@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING, Any
 
-import hypothesis  # noqa: F401 - it looks at who refers to what, so it comes before the freeze
+import hypothesis
 import pytest
 
 from tests.support.backends import ALL_BACKENDS
@@ -26,6 +26,7 @@ def _quick_collections() -> None:
     ``gc.collect()``.  For each module anew, because some import more, and the benchmarks'
     harness unfreezes what it froze.
     """
+    assert hypothesis  # it looks at who refers to what, so it is imported before the freeze
     gc.collect()
     gc.freeze()
 

@@ -89,7 +89,7 @@ class HandlerMachine(RuleBasedStateMachine):
         if is_model:
             self.handler.on_chat_model_start({}, [[HumanMessage("?")]], **ids)
         else:
-            self.handler.on_chain_start({}, "?", **ids)
+            self.handler.on_chain_start({}, {}, **ids)
         if parent:
             parent.children += 1
         self.open.append(run)

@@ -88,6 +88,7 @@ def nothing_stays(run_in: RunIn, consumer: Consumer, count: int) -> None:
         await settled()
         before = Inventory()
         await some_streams(run_in, consumer, count)
+        more: dict[str, int] = {}
         for _ in range(20):  # a thread, or the shared loop, may be about to let go
             await settled()
             if not (more := Inventory().exceeds(before)):

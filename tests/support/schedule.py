@@ -133,6 +133,7 @@ class Schedule:
         self._actors: list[_Actor] = []
         self._current: _Actor | None = None
         self._over = threading.Event()
+        self._is_past = False
         self.choices: list[_Choice] = []
         self.stuck: list[str] = []
         """The threads that wait for ever, if any do."""
@@ -160,6 +161,7 @@ class Schedule:
         assert self._over.wait(30), "a thread of the schedule hangs outside of its locks"
         for thread in threads:
             thread.join(30)
+        self._is_past = True
 
     @property
     def taken(self) -> list[int]:
@@ -168,6 +170,8 @@ class Schedule:
 
     def point(self, can_go_on: Callable[[], bool] = lambda: True) -> None:
         """Let another thread go on, if it is chosen; return when this one may."""
+        if self._is_past:  # a finalizer, of something that the schedule has left behind
+            return
         actor = self._current
         if self.stuck:
             raise _AbandonedError

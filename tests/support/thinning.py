@@ -110,6 +110,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Thin, if it is asked for."""
-    share = config.getoption("--thin")
+    share: Any = config.getoption("--thin")
+    seed: Any = config.getoption("--thin-seed")
     if share > 1:
-        config.pluginmanager.register(Thinning(share, config.getoption("--thin-seed")), "thinning")
+        config.pluginmanager.register(Thinning(share, seed), "thinning")
