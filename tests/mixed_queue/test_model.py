@@ -61,6 +61,7 @@ class QueueMachine(RuleBasedStateMachine):
     """Each rule does one thing to both."""
 
     make: Any = MixedQueue
+    cancels = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +173,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.putters.append(waiting)
         waiting.task = self.loop.create_task(self.queue.async_q.put(waiting.item))
 
-    @precondition(lambda self: self.getters or self.putters)
+    @precondition(lambda self: self.cancels and (self.getters or self.putters))
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         waiting = data.draw(st.sampled_from([*self.getters, *self.putters]))
@@ -239,9 +240,14 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 class JanusMachine(QueueMachine):
-    """The same over janus: whoever stands in for whom behaves alike."""
+    """The same over janus: whoever stands in for whom behaves alike.
+
+    Without cancellations: on Python 3.13 a free slot may go to a ``put`` that was cancelled, and
+    the next in line waits on.
+    """
 
     make = janus.Queue
+    cancels = False
 
 
 @pytest.mark.parametrize("machine", [QueueMachine, JanusMachine])
