@@ -75,13 +75,13 @@ def console_stream(
     require_extra("rich", "cli", "console_stream")
     from rich.console import Console  # noqa: PLC0415 - an extra
 
-    console = Console() if console is None else console
+    screen = Console() if console is None else console
     tokens = open_stream("console_stream", target, input, config, options)
     with tokens, closed_by_ctrl_c(tokens.close):
-        if console.is_interactive:
-            _show_live(tokens, console, markdown=markdown, statistics=statistics)
+        if screen.is_interactive:
+            _show_live(tokens, screen, markdown=markdown, statistics=statistics)
         else:
-            _write(tokens, console)
+            _write(tokens, screen)
     return tokens.result
 
 
