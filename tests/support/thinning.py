@@ -1,7 +1,7 @@
 """``--thin N``: of each matrix of parameters, about one set in N; of the tests, all.
 
 The suite has thousands of combinations of producer, consumer, loop and queue.  All are run
-on the oldest and on the newest Python; in between, ``tox.ini`` asks for a part of them.
+on the newest Python; on the others ``tox.ini`` asks for a part of them.
 What is kept depends on the names of the tests and on ``--thin-seed`` alone, so that a run
 can be repeated, and its summary says how many were left out:
 

@@ -46,6 +46,12 @@ def test_a_browser_that_leaves_gradio_stops_the_model(gradio_app: App, page: Any
     gradio_app.wait_for("left endless")
 
 
+def open_streamlit(app: App, page: Any) -> None:
+    """Open Streamlit's page.  Its first one imports everything, on a machine that may be busy."""
+    page.goto(app.url)
+    app.wait_for("drawn", within=45)
+
+
 def ask(page: Any, question: str) -> None:
     box = page.get_by_label("Question")
     box.fill(question)
@@ -53,7 +59,7 @@ def ask(page: Any, question: str) -> None:
 
 
 def test_streamlit_shows_growing_text(streamlit_app: App, page: Any, screenshots: Path) -> None:
-    page.goto(streamlit_app.url)
+    open_streamlit(streamlit_app, page)
     ask(page, "hello")
     streamlit_app.wait_for("written You said **hello**.")
     page.get_by_text("complete: You said hello.").wait_for()
@@ -62,7 +68,7 @@ def test_streamlit_shows_growing_text(streamlit_app: App, page: Any, screenshots
 
 def test_a_rerun_stops_a_silent_model(streamlit_app: App, page: Any, screenshots: Path) -> None:
     """A button, and another question: both rerun the script while no token comes."""
-    page.goto(streamlit_app.url)
+    open_streamlit(streamlit_app, page)
     ask(page, "silent")
     streamlit_app.wait_for("made 2")
     page.get_by_text("one two").wait_for()
@@ -79,7 +85,7 @@ def test_a_rerun_stops_a_silent_model(streamlit_app: App, page: Any, screenshots
 
 
 def test_streamlits_stop_button_stops_a_silent_model(streamlit_app: App, page: Any) -> None:
-    page.goto(streamlit_app.url)
+    open_streamlit(streamlit_app, page)
     ask(page, "silent")
     streamlit_app.wait_for("made 2")
     page.get_by_role("button", name="Stop").click()
@@ -88,7 +94,7 @@ def test_streamlits_stop_button_stops_a_silent_model(streamlit_app: App, page: A
 
 def test_the_end_of_a_session_stops_a_silent_model(streamlit_app: App, page: Any) -> None:
     """Streamlit keeps a session for a while in case that its browser comes back."""
-    page.goto(streamlit_app.url)
+    open_streamlit(streamlit_app, page)
     ask(page, "silent")
     streamlit_app.wait_for("made 2")
     page.close()

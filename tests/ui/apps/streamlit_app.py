@@ -11,6 +11,7 @@ model = ObedientModel()
 st.title("A chat")
 st.button("Again")
 question = st.text_input("Question")
+tell("drawn")
 if question:
     answer = streamlit_stream(model, question)
     with st.chat_message("ai"):
