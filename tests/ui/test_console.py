@@ -122,8 +122,10 @@ def test_plain_text_is_written_token_by_token() -> None:
     assert seen[-1]
 
 
+# A parent that ignores SIGINT (a shell's background job) hands that down; a terminal does not.
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {root!r})
 from queuestream.ui import console_stream
 from tests.support.models import silent_model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models.chat_models import BaseChatModel, agenerate_from_stream
@@ -68,4 +69,5 @@ class ObedientModel(BaseChatModel):
 
 
 def tell(what: str) -> None:
-    print(f"MODEL {what}", flush=True)
+    sys.stdout.write(f"MODEL {what}\n")  # in one piece: other threads tell something, too
+    sys.stdout.flush()
