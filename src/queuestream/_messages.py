@@ -13,10 +13,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 
 if TYPE_CHECKING:
-    from langchain_core.messages import BaseMessage
     from langchain_core.messages.ai import UsageMetadata
     from langchain_core.outputs import LLMResult
 
@@ -31,6 +30,7 @@ __all__ = [
     "text_of_chunk",
     "text_of_content",
     "text_of_result",
+    "text_returned",
     "token_counts_of_result",
     "usage_of",
 ]
@@ -73,6 +73,16 @@ def text_of_result(result: LLMResult) -> str:
     """The text of the first generation of a finished model run."""
     generation = first_generation(result)
     return "" if generation is None else text_of_chunk("", generation)
+
+
+def text_returned(result: Any) -> str:
+    """The text that a run returned, if it is one; of a graph's state, that of its last message."""
+    if isinstance(result, dict):
+        messages: Any = cast("dict[str, Any]", result).get("messages")
+        result = messages[-1] if isinstance(messages, list) and messages else None
+    if isinstance(result, BaseMessage):
+        return str(result.text)
+    return result if isinstance(result, str) else ""
 
 
 def first_generation(result: LLMResult) -> Any:

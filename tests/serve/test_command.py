@@ -150,6 +150,8 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model", "nobody:nothing"], "nobody"),
         (["--host=256.0.0.1"], "cannot listen on 256.0.0.1"),
         (["json:decoder"], "callbacks parameter"),
+        (["--redis=localhost:6379"], "--redis: url must begin with redis://"),
+        (["--redis=redis://127.0.0.1:9"], "--redis: Redis has been out of reach"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -176,6 +178,18 @@ def test_what_to_install_is_said(
     said = capsys.readouterr().err
     assert "serve needs the package uvicorn" in said
     assert 'pip install "queuestream[web]"' in said
+
+
+def test_what_to_install_for_redis_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from queuestream.cli import main  # noqa: PLC0415
+
+    monkeypatch.setitem(sys.modules, "redis", None)
+    for name in [name for name in sys.modules if name.startswith("queuestream.relay")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["serve", "--redis=redis://127.0.0.1"]) == 2
+    assert 'pip install "queuestream[redis]"' in capsys.readouterr().err
 
 
 def test_a_model_of_a_provider_is_served(serve: Callable[..., Served], start: Start) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 from queuestream.cli._ends import DONE, UsageError, leave
 from queuestream.cli._targets import load_model, load_target
 from queuestream.demo import DemoChatModel
+from queuestream.errors import RelayError
 
 __all__ = ["add_serve"]
 
 _TOKEN_VARIABLE = "QUEUESTREAM_TOKEN"  # noqa: S105 - where it is, not what
 _LOOPBACK = ("127.", "localhost", "::1")
 _MOST_FILES = 65_536
+_LEASE = 5.0  # seconds until a server that was killed counts as dead
 
 
 def add_serve(commands: Any) -> None:
@@ -61,6 +63,13 @@ def add_serve(commands: Any) -> None:
         choices=["auto", "thread", "task", "background"],
         default="auto",
         help="where the runs happen (default: %(default)s, as tasks of the server's own loop)",
+    )
+    serve.add_argument(
+        "--redis",
+        metavar="URL",
+        help="keep answers in this Redis or Valkey, redis://localhost:6379 for example, so that "
+        "the page goes on after a reload, and after this process has gone; all processes with "
+        "the same --name share them",
     )
     _add_guards(serve)
     serve.add_argument(
@@ -159,6 +168,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         for option in ("max_streams", "max_body", "first_token_timeout", "token_timeout")
         if (value := getattr(arguments, option)) is not None
     }
+    if arguments.redis is not None:
+        given["relay"] = _relay(arguments.redis)
     is_ready = False
 
     def ready(url: str) -> None:
@@ -195,6 +206,20 @@ def _serve(arguments: argparse.Namespace) -> int:
         where = f"cannot listen on {arguments.host}, port {arguments.port}: "
         raise UsageError(f"{where if isinstance(error, OSError) else ''}{error}") from error
     return leave(DONE)
+
+
+def _relay(url: str) -> Any:
+    """A relay over a server that answers now."""
+    try:
+        from queuestream.relay import RedisRelay  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise UsageError(f"--redis: {error}") from error
+    try:
+        with RedisRelay.from_url(url, outage=0.0) as probe:
+            probe.status_sync("serve")
+        return RedisRelay.from_url(url, lease=_LEASE)
+    except (TypeError, ValueError, RelayError) as error:
+        raise UsageError(f"--redis: {error}") from error
 
 
 def _choose(arguments: argparse.Namespace) -> tuple[Any, str]:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    "END",
     "LAST",
     "OPENING",
     "START",
@@ -44,8 +43,10 @@ __all__ = [
     "RelayEvent",
     "cursor_of",
     "encode",
+    "encode_end",
     "encode_error",
     "entry_of",
+    "kind_of",
 ]
 
 LAST = (1 << 64) - 1
@@ -119,7 +120,6 @@ class RelayEvent(TokenEvent):
 # -- writing ---------------------------------------------------------------------------------
 
 OPENING = b'{"k":"open"}'
-END = b'{"k":"end"}'
 STOP = b'{"k":"stop"}'
 
 _KEPT = 2_000  # characters of an error's message
@@ -192,12 +192,44 @@ def _dump_chunk(event: TokenEvent, chunk: AIMessageChunk, run_id: str | None) ->
     return found
 
 
+def encode_end(returned: str, finish_reason: str | None, limit: int) -> bytes:
+    """The entry that tells that a run has ended.
+
+    Args:
+        returned: The text that it returned, if no event has told it.
+        finish_reason: Why its model stopped, in its provider's word.
+        limit: The bytes that it may have.
+
+    Raises:
+        EntryTooLargeError: If it has more.
+    """
+    found: dict[str, Any] = {"k": "end"}
+    if returned:
+        found["t"] = returned
+    if finish_reason:
+        found["f"] = finish_reason
+    data = _dump(found)
+    if len(data) > limit:
+        raise EntryTooLargeError(
+            f"what the run returned has {len(data)} bytes as JSON, and max_entry allows {limit}"
+        )
+    return data
+
+
 def encode_error(error: BaseException) -> bytes:
     """The entry that tells how a run failed; a long message is cut."""
     return _dump({"k": "error", "type": type(error).__name__, "message": str(error)[:_KEPT]})
 
 
 # -- reading ---------------------------------------------------------------------------------
+
+
+def kind_of(data: bytes) -> str:
+    """What an entry is, an event or one of the three ends."""
+    try:
+        return str(json.loads(data)["k"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise RelayError(f"an entry was not written by a relay: {data[:100]!r}") from error
 
 
 class Entry(NamedTuple):

@@ -23,7 +23,7 @@ from queuestream.relay._link import refuse_on_background_loop
 from queuestream.relay._reader import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
@@ -52,12 +52,14 @@ class SubscriptionWatch(Watch):
     Attributes:
         queue: The queue.
         is_paused: Whether it has left the reader, for want of room.
+        told_at_end: What the final entry tells.
     """
 
     def __init__(self, name: str, keys: Keys, cursor: EntryId) -> None:
         super().__init__(name, keys, cursor)
         self.queue: MixedQueue[RelayEvent | _End] = MixedQueue(0)
         self.is_paused = False
+        self.told_at_end: Mapping[str, Any] = {}
 
     def take(self, entry: Entry) -> bool:
         """Get an entry; false if there is no room for more."""
@@ -81,6 +83,7 @@ class SubscriptionWatch(Watch):
         """Get the final entry."""
         error: Exception | None = None
         final: Any = {} if entry is None or entry.final is None else entry.final
+        self.told_at_end = final
         if final.get("k") == "error":
             error = RemoteRunError(str(final.get("type")), str(final.get("message")))
         elif final.get("k") == "stop":
@@ -147,6 +150,23 @@ class Subscription:
     def last_id(self) -> str | None:
         """The id of the last event that was received, at first ``after``; where to go on."""
         return self._last_id
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the model stopped, in its provider's word; known after the end, if at all."""
+        return self._told_at_end.get("f")
+
+    @property
+    def returned(self) -> str:
+        """The text that the run returned; known after the end, empty if its events have told it.
+
+        Also empty if it returned no text, no message, and no state whose last message has some.
+        """
+        return str(self._told_at_end.get("t", ""))
+
+    @property
+    def _told_at_end(self) -> Mapping[str, Any]:
+        return self._watch.told_at_end if self._is_finished else {}
 
     def __iter__(self) -> Self:
         """Return the subscription."""

@@ -43,8 +43,8 @@ from urllib.parse import urlsplit
 
 from queuestream._background import on_background_loop
 from queuestream._checks import checked_count, checked_seconds
+from queuestream._messages import text_returned
 from queuestream.errors import RelayError, StreamClosedError
-from queuestream.relay._entries import END as _END
 from queuestream.relay._entries import (
     LAST,
     OPENING,
@@ -52,7 +52,9 @@ from queuestream.relay._entries import (
     EntryId,
     cursor_of,
     encode,
+    encode_end,
     encode_error,
+    kind_of,
 )
 from queuestream.relay._home import Home
 from queuestream.relay._link import Reply, Settings, refuse_on_background_loop
@@ -73,7 +75,7 @@ __all__ = ["RedisRelay", "Status"]
 
 Status = Literal["pending", "streaming", "finished", "failed", "stopped", "lost"]
 
-_ENDED: dict[bytes, Status] = {_END: "finished", STOP: "stopped"}
+_ENDED: dict[str, Status] = {"end": "finished", "stop": "stopped"}
 
 
 class RedisRelay:
@@ -173,7 +175,13 @@ class RedisRelay:
 
     # -- writing -----------------------------------------------------------------------------
 
-    async def publish(self, id: str, stream: TokenStream[Any]) -> Any:
+    async def publish(
+        self,
+        id: str,
+        stream: TokenStream[Any],
+        *,
+        on_open: Callable[[], object] | None = None,
+    ) -> Any:
         """Write a stream's events under an id until it ends, and close it.
 
         The stream may select what it likes; events are what is written.  One that has begun
@@ -184,6 +192,7 @@ class RedisRelay:
         Args:
             id: The run's name.  If there was a writer before, dead or alive, this one takes over.
             stream: The stream.
+            on_open: Called once, when readers can find the run, and before the model is asked.
 
         Returns:
             The stream's ``result``.
@@ -204,6 +213,8 @@ class RedisRelay:
         writer, home_of, slots = self._writer(id, stream)
         try:
             await Reply(lambda: home_of().open(writer)).wait_in_task()
+            if on_open is not None:
+                on_open()
             try:
                 limit = self._settings.max_entry
                 async for event in stream:
@@ -211,6 +222,7 @@ class RedisRelay:
                     if not slots:
                         await Reply(writer.flushed).wait_in_task()
                 result = stream.result
+                end = _end_of(stream, limit)
             except Exception as error:
                 if writer.failure is not None:
                     raise writer.failure from None
@@ -219,7 +231,7 @@ class RedisRelay:
                 with contextlib.suppress(RelayError):  # the run's own error comes first
                     await Reply(seal).wait_in_task()
                 raise
-            await Reply(lambda: writer.flushed(_END)).wait_in_task()
+            await Reply(lambda: writer.flushed(end)).wait_in_task()
             return result
         except BaseException as error:
             if not isinstance(error, Exception):
@@ -229,12 +241,20 @@ class RedisRelay:
             self._post(lambda: home_of().leave(writer))
             await stream.aclose()
 
-    def publish_sync(self, id: str, stream: TokenStream[Any]) -> Any:
+    def publish_sync(
+        self,
+        id: str,
+        stream: TokenStream[Any],
+        *,
+        on_open: Callable[[], object] | None = None,
+    ) -> Any:
         """The same as `publish`, for a thread."""
         refuse_on_background_loop("publish_sync")
         writer, home_of, slots = self._writer(id, stream)
         try:
             Reply(lambda: home_of().open(writer)).wait()
+            if on_open is not None:
+                on_open()
             try:
                 limit = self._settings.max_entry
                 for event in stream:
@@ -242,6 +262,7 @@ class RedisRelay:
                     if not slots:
                         Reply(writer.flushed).wait()
                 result = stream.result
+                end = _end_of(stream, limit)
             except Exception as error:
                 if writer.failure is not None:
                     raise writer.failure from None
@@ -250,7 +271,7 @@ class RedisRelay:
                 with contextlib.suppress(RelayError):  # the run's own error comes first
                     Reply(seal).wait()
                 raise
-            Reply(lambda: writer.flushed(_END)).wait()
+            Reply(lambda: writer.flushed(end)).wait()
             return result
         except BaseException as error:
             if not isinstance(error, Exception):
@@ -357,7 +378,7 @@ class RedisRelay:
         if not state:
             return "pending"
         if EntryId.parse(state[0]).number == LAST:
-            return _ENDED.get(state[1], "failed")
+            return _ENDED.get(kind_of(state[1]), "failed")
         return "streaming" if state[2] > 0 else "lost"
 
     # -- its own end ---------------------------------------------------------------------------
@@ -424,6 +445,11 @@ class RedisRelay:
         if not stream_id:
             raise ValueError("id must not be empty")
         return keys_of(self._settings.prefix, self._settings.shards, stream_id)
+
+
+def _end_of(stream: TokenStream[Any], limit: int) -> bytes:
+    returned = "" if stream.text else text_returned(stream.result)
+    return encode_end(returned, stream.finish_reason, limit)
 
 
 def _seal_of(error: Exception) -> bytes:

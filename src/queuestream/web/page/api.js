@@ -38,20 +38,39 @@ async function request(address, options) {
   });
 }
 
-/** The name of the model that is served. */
+/** What is worth another try, though it is told in an answer that had begun. */
+const TRANSIENT = new Set(["shutting_down", "interrupted", "relay_unavailable"]);
+
+/** The name of the model that is served, and whether its answers outlive their connection. */
 export async function findModel(token) {
   const response = await request("v1/models", { headers: headersWith(token) });
-  return (await response.json()).data[0].id;
+  const { id, keeps_answers: isKept = false } = (await response.json()).data[0];
+  return { name: id, isKept };
+}
+
+/** An id that nobody can guess: 128 random bits. (`randomUUID` needs HTTPS.) */
+export function newId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Stop an answer that is kept, also while the page is being left. */
+export function stopAnswer(id, token) {
+  const options = { method: "DELETE", headers: headersWith(token), keepalive: true };
+  return request(`v1/answers/${id}`, options).catch(() => {});
 }
 
 /**
- * Ask, and yield what comes: {text}, {reasoning}, {restart} or {usage}.
+ * Ask, and yield what comes: {text}, {reasoning}, {restart} or {usage}; first {isNew}, whether
+ * the answer begins, and with each event that can be gone on after, {last}, its id.
  *
- * Aborting the signal ends the connection, and with it the run; so does leaving the loop.
+ * Without an id the connection is the answer: aborting the signal ends the run, and so does
+ * leaving the loop. With one the answer is kept under it: asking again goes on after `last`, and
+ * `onlyRead` begins nothing.
  */
-export async function* answerTo(messages, { model, token, signal }) {
-  const response = await request("v1/chat/completions", {
-    method: "POST",
+export async function* answerTo(messages, { model, token, signal, id, last, onlyRead = false }) {
+  const question = {
+    method: id ? "PUT" : "POST",
     headers: { "Content-Type": "application/json", ...headersWith(token) },
     body: JSON.stringify({
       model,
@@ -60,14 +79,19 @@ export async function* answerTo(messages, { model, token, signal }) {
       stream_options: { include_usage: true },
     }),
     signal,
-  });
-  for await (const data of eventsOf(response.body)) {
+  };
+  if (onlyRead) Object.assign(question, { method: "GET", body: undefined });
+  if (last) question.headers["Last-Event-ID"] = last;
+  const response = await request(id ? `v1/answers/${id}` : "v1/chat/completions", question);
+  yield { isNew: !id || response.status === 201 };
+  for await (const { data, id: event } of eventsOf(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) {
       const { message, code } = chunk.error;
-      throw new Failure(message, { code, isTransient: code === "shutting_down" });
+      throw new Failure(message, { code, isTransient: TRANSIENT.has(code) });
     }
+    if (id && event) yield { last: event };
     if (chunk.usage) yield { usage: chunk.usage };
     const choice = chunk.choices?.[0];
     if (chunk.restart) yield { restart: chunk.restart };
@@ -78,11 +102,12 @@ export async function* answerTo(messages, { model, token, signal }) {
   throw lost(); // a whole answer ends with [DONE]
 }
 
-/** The data of each server-sent event. */
+/** The data and the id of each server-sent event. */
 async function* eventsOf(body) {
   const reader = body.getReader();
   const decoder = new TextDecoder();
   let rest = "";
+  let id = "";
   try {
     for (;;) {
       const { value, done } = await reader.read();
@@ -90,7 +115,8 @@ async function* eventsOf(body) {
       const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
       rest = lines.pop();
       for (const line of lines) {
-        if (line.startsWith("data: ")) yield line.slice(6);
+        if (line.startsWith("id: ")) id = line.slice(4);
+        else if (line.startsWith("data: ")) yield { data: line.slice(6), id };
       }
     }
   } catch (error) {

@@ -1,9 +1,11 @@
 // The page: a conversation, and one answer at a time.
 //
-// A connection is an answer.  Whoever leaves it stops the run; where it breaks off, the page asks
-// again until the server answers, and what had come until then gives way to the new answer.
+// Where the server keeps answers, each has an id: the page goes on after the last event that it
+// has, when its connection broke off and when it was loaded anew. Elsewhere a connection is an
+// answer: whoever leaves it stops the run, and where it breaks off, the page asks again until the
+// server answers, and what had come until then gives way to the new answer.
 
-import { Failure, answerTo, findModel } from "./api.js";
+import { Failure, answerTo, findModel, newId, stopAnswer } from "./api.js";
 import { Rate } from "./rate.js";
 
 const TRIES = 6;
@@ -12,9 +14,15 @@ const MEMORY = "queuestream chat";
 const at = (id) => document.getElementById(id);
 const [log, ask, question, send, stop] = ["log", "ask", "question", "send", "stop"].map(at);
 
-/** @type {{question: string, answer: string, end: string}[]} end: "", "done", "stopped", … */
+/**
+ * What was asked and answered.  end: "", "done", "stopped", …; id: under which the answer is kept,
+ * last: the last event of it that is here.
+ * @type {{question: string, answer: string, reasoning?: string, end: string, id?: string,
+ *   last?: string}[]}
+ */
 let turns = [];
 let model;
+let isKept = false;
 let token = sessionStorage.getItem(`${MEMORY} token`) ?? "";
 /** @type {AbortController | null} of the answer that is being made */
 let current = null;
@@ -27,6 +35,7 @@ function show(turn) {
   const view = parts.querySelector(".answer");
   parts.querySelector(".question .text").textContent = turn.question;
   view.querySelector(":scope > .text").textContent = turn.answer;
+  if (turn.reasoning) say(view.querySelector(".reasoning"), turn.reasoning);
   view.querySelector(".error button").addEventListener("click", () => run(turn, view));
   log.append(parts);
   log.scrollTop = log.scrollHeight;
@@ -78,8 +87,8 @@ function messagesFor(turn) {
   return [...messages, { role: "user", content: turn.question }];
 }
 
-/** Answer a turn, from the start, as often as the connection breaks. */
-async function run(turn, view) {
+/** Answer a turn, as often as the connection breaks; or go on with an answer that has begun. */
+async function run(turn, view, { isResumed = false } = {}) {
   current?.abort();
   const own = (current = new AbortController());
   const note = view.querySelector(".note");
@@ -88,17 +97,22 @@ async function run(turn, view) {
   say(view.querySelector(".error"), "");
   say(note, "");
   at("news").textContent = "The answer begins.";
-  turn.end = "";
+  if (!isResumed) Object.assign(turn, { end: "", id: isKept ? newId() : "", last: "" });
+  remember();
   try {
+    let onlyRead = isResumed;
     for (let attempt = 1; ; attempt += 1) {
+      const { last } = turn;
       try {
-        await stream(turn, view, own.signal);
+        await stream(turn, view, own.signal, onlyRead);
         turn.end = "done";
         tell("ready", "ready");
         at("news").textContent = "The answer is complete.";
         return;
       } catch (failure) {
+        if (turn.last !== last) attempt = 1; // it goes on
         if (own.signal.aborted || !failure.isTransient || attempt > TRIES) throw failure;
+        onlyRead = false;
         tell("lost", "reconnecting…");
         say(note, `${failure.message} Asking again (${attempt} of ${TRIES})…`);
         await pause(Math.max(failure.wait, 0.5 * 2 ** Math.min(attempt - 1, 4)), own.signal);
@@ -118,22 +132,34 @@ async function run(turn, view) {
 }
 
 /** Show one attempt at an answer. */
-async function stream(turn, view, signal) {
+async function stream(turn, view, signal, onlyRead) {
   const text = view.querySelector(":scope > .text");
   const reasoning = view.querySelector(".reasoning");
   const rate = new Rate(view.querySelector(".numbers"));
-  let isFresh = false;
+  let isFresh = false; // whether what is shown belongs to this attempt
   view.classList.add("outdated");
-  const begin = () => {
+  const accept = () => {
     isFresh = true;
-    turn.answer = "";
-    text.textContent = "";
-    say(reasoning, "");
     view.classList.remove("outdated");
     say(view.querySelector(".note"), "");
   };
+  const begin = () => {
+    turn.answer = "";
+    turn.reasoning = "";
+    text.textContent = "";
+    say(reasoning, "");
+    accept();
+  };
+  const { id, last } = turn;
+  const options = { model, token, signal, id, last, onlyRead };
   try {
-    for await (const piece of answerTo(messagesFor(turn), { model, token, signal })) {
+    for await (const piece of answerTo(messagesFor(turn), options)) {
+      if (piece.isNew !== undefined) {
+        if (!piece.isNew) accept();
+        else turn.last = "";
+        continue;
+      }
+      if (piece.last) turn.last = piece.last;
       if (!isFresh || piece.restart) begin();
       if (piece.text) {
         rate.add();
@@ -141,6 +167,7 @@ async function stream(turn, view, signal) {
         growing(() => text.append(piece.text)); // a text node, whatever it says
       }
       if (piece.reasoning) {
+        turn.reasoning = (turn.reasoning ?? "") + piece.reasoning;
         reasoning.hidden = false;
         growing(() => reasoning.querySelector("p").append(piece.reasoning));
       }
@@ -153,8 +180,9 @@ async function stream(turn, view, signal) {
 }
 
 function fail(turn, view, failure, signal) {
-  if (signal.aborted) {
+  if (signal.aborted || failure.code === "stopped") {
     turn.end = "stopped";
+    if (signal.aborted && turn.id) stopAnswer(turn.id, token);
     say(view.querySelector(".note"), "Stopped.");
     at("news").textContent = "The answer was stopped.";
     tell("ready", "ready");
@@ -195,7 +223,7 @@ async function connect() {
   try {
     for (let attempt = 1; ; attempt += 1) {
       try {
-        model = await findModel(token);
+        ({ name: model, isKept } = await findModel(token));
         at("model").textContent = model;
         document.title = `${model} · queuestream`;
         at("access").hidden = true;
@@ -280,9 +308,11 @@ try {
 } catch {
   turns = [];
 }
+const latest = turns.at(-1);
 for (const turn of turns) {
   const view = show(turn);
-  if (turn.end === "stopped") say(view.querySelector(".note"), "Stopped.");
+  if (turn === latest && turn.id && !turn.end) run(turn, view, { isResumed: true });
+  else if (turn.end === "stopped") say(view.querySelector(".note"), "Stopped.");
   else if (turn.end !== "done") {
     say(view.querySelector(".error"), "This answer was broken off when the page was left.");
   }

@@ -5,8 +5,9 @@ which is a client of the first like any other.  A connection is an answer: whoev
 the run.  It needs the extra ``web``.
 
 `inputs` makes a target's input of a conversation, `request` reads what is asked, `answers`
-counts and stops what answers, `completions` joins the three, `guards` decides who may ask,
-`failures` says no, `page` has the page, `server` the process.
+counts and stops what answers, `completions` joins the three, `kept` lets answers outlive their
+connection, `guards` decides who may ask, `failures` says no, `page` has the page, `server` the
+process.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from queuestream.web.serve.guards import (
     checked_token,
 )
 from queuestream.web.serve.inputs import input_maker
+from queuestream.web.serve.kept import KeptAnswers
 from queuestream.web.serve.page import page_routes
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from langchain_core.runnables import Runnable
     from starlette.requests import Request
+
+    from queuestream.web.serve.kept import Relay
 
 __all__ = ["MAX_BODY", "MAX_STREAMS", "create_app", "serve"]
 
@@ -62,6 +66,7 @@ def create_app(
     max_streams: int = MAX_STREAMS,
     ping: float | None = 15.0,
     send_timeout: float | None = 30.0,
+    relay: Relay | None = None,
     **options: Any,
 ) -> Starlette:
     """Make the application: the API under ``/v1/``, and the chat page at ``/``.
@@ -88,6 +93,9 @@ def create_app(
         max_streams: The most answers at a time.
         ping: Seconds of silence after which a comment is sent in a stream; None for never.
         send_timeout: Seconds that a client may take nothing; None for no limit.
+        relay: A `queuestream.relay.RedisRelay`: answers that are asked for under
+            ``/v1/answers/{id}`` go on without their connection, and without this process they
+            can be read. The page does so then. On asyncio only.
         options: What else `queuestream.stream` takes, ``token_timeout=30`` say.
 
     Returns:
@@ -119,6 +127,7 @@ def create_app(
     stream(target, None, select="event", **options).close()  # is all of it allowed?
     called = name or _name_of(target)
     runs = Runs(max_streams)
+    response_options = {"ping": ping, "send_timeout": send_timeout}
     completions = ChatCompletions(
         target,
         name=called,
@@ -126,12 +135,19 @@ def create_app(
         runs=runs,
         max_body=max_body,
         stream_options=options,
-        response_options={"ping": ping, "send_timeout": send_timeout},
+        response_options=response_options,
     )
+    kept: list[Route] = []
+    if relay is not None:
+        answers = KeptAnswers(
+            relay, completions, runs=runs, name=called, response_options=response_options
+        )
+        kept.append(Route("/v1/answers/{id}", answers, methods=["DELETE", "GET", "PUT"]))
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", completions, methods=["POST"]),
-            *_model_routes(called),
+            *kept,
+            *_model_routes(called, keeps_answers=relay is not None),
             *page_routes(),
         ],
         middleware=_guards(checked_token(token), allow_hosts, allow_origins),
@@ -159,7 +175,7 @@ def _guards(
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(allow_origins),
-                allow_methods=["GET", "POST"],
+                allow_methods=["DELETE", "GET", "POST", "PUT"],
                 allow_headers=["*"],
                 expose_headers=["Retry-After"],
             )
@@ -170,13 +186,15 @@ def _guards(
     return guards
 
 
-def _model_routes(name: str) -> list[Route]:
-    model = {
+def _model_routes(name: str, *, keeps_answers: bool) -> list[Route]:
+    model: dict[str, object] = {
         "id": name,
         "object": "model",
         "created": int(time.time()),
         "owned_by": "queuestream",
     }
+    if keeps_answers:
+        model["keeps_answers"] = True  # for the page
 
     async def models(request: Request) -> JSONResponse:  # noqa: ARG001 - Starlette's signature
         return JSONResponse({"object": "list", "data": [model]})

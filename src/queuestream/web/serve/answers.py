@@ -7,10 +7,9 @@ send.  `Runs` counts them, and stops them all when the server goes.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Protocol
 
-from langchain_core.messages import BaseMessage
-
+from queuestream._messages import text_returned
 from queuestream.errors import StreamClosedError
 from queuestream.web.serve.failures import Refused, logger
 
@@ -23,9 +22,14 @@ if TYPE_CHECKING:
     from queuestream.events import TokenEvent
     from queuestream.token_stream import TokenStream
 
-__all__ = ["Run", "Runs"]
+__all__ = ["Run", "Runs", "shown_reason"]
 
 _CALLS = {"tool_calls", "tool_use", "function_call"}
+
+
+def shown_reason(reason: str | None, *, with_tool_calls: bool) -> str | None:
+    """Why a model stopped, for a client: a call that is left out is no reason."""
+    return None if reason in _CALLS and not with_tool_calls else reason
 
 
 class Run:
@@ -34,11 +38,14 @@ class Run:
     A chain or a graph calls its tools itself, so that its client must not: such events are
     left out.  Where no model was heard, what the run returned is the answer, if it is text.
 
+    Attributes:
+        tokens: That stream.
+
     **Thread safety**: as of `TokenStream`; `close` from anywhere.
     """
 
     def __init__(self, tokens: TokenStream[TokenEvent], *, with_tool_calls: bool) -> None:
-        self._tokens = tokens
+        self.tokens = tokens
         self._with_tool_calls = with_tool_calls
         self._has_said = False  # anything that a client sees
         self._is_over = False
@@ -60,7 +67,7 @@ class Run:
             raise StopAsyncIteration
         try:
             while True:
-                event = await anext(self._tokens)
+                event = await anext(self.tokens)
                 if event.kind == "tool_call" and not self._with_tool_calls:
                     continue
                 if event.kind != "usage":
@@ -68,7 +75,7 @@ class Run:
                 return event
         except StopAsyncIteration:
             self._is_over = True
-            if not self._has_said and (said := _text_of(self._tokens.result)):
+            if not self._has_said and (said := text_returned(self.tokens.result)):
                 return said
             raise
         except (KeyboardInterrupt, SystemExit) as error:  # a tool that thinks it is alone
@@ -77,25 +84,24 @@ class Run:
     @property
     def usage(self) -> UsageMetadata | None:
         """As of the stream."""
-        return self._tokens.usage
+        return self.tokens.usage
 
     @property
     def finish_reason(self) -> str | None:
         """As of the stream; a call that is left out is no reason."""
-        reason = self._tokens.finish_reason
-        return None if reason in _CALLS and not self._with_tool_calls else reason
+        return shown_reason(self.tokens.finish_reason, with_tool_calls=self._with_tool_calls)
 
     def close(self) -> None:
         """Stop the run, as `TokenStream.close` does."""
-        self._tokens.close()
+        self.tokens.close()
 
     async def aclose(self) -> None:
         """Stop the run, as `TokenStream.aclose` does."""
-        await self._tokens.aclose()
+        await self.tokens.aclose()
 
     def outcome(self) -> str:
         """How it went, for a line of the log."""
-        told = self._tokens.statistics
+        told = self.tokens.statistics
         first = told.time_to_first_token
         how = (
             "no token" if first is None else f"{told.tokens} tokens, the first after {first:.3f} s"
@@ -104,7 +110,7 @@ class Run:
 
     def _end(self) -> str:
         try:
-            _ = self._tokens.result
+            _ = self.tokens.result
         except StreamClosedError:
             return ", stopped"
         except BaseException as error:
@@ -112,28 +118,32 @@ class Run:
         return ""
 
 
-def _text_of(result: Any) -> str:
-    """The text that a run returned; of a graph's state, that of its last message."""
-    if isinstance(result, dict):
-        messages: Any = cast("dict[str, Any]", result).get("messages")
-        result = messages[-1] if isinstance(messages, list) and messages else None
-    if isinstance(result, BaseMessage):
-        return str(result.text)
-    return result if isinstance(result, str) else ""
+class Counted(Protocol):
+    """What `Runs` counts: a run, or a reader of one."""
+
+    def close(self) -> object:
+        """Stop it."""
+
+    def outcome(self) -> str:
+        """How it went."""
+        ...
 
 
 class Runs:
     """All answers of one application that are being made now.
 
-    Args:
+    Attributes:
         limit: How many there may be.
+        followers: Others that end with it, before its own runs do.
+        is_closing: Whether the server is about to end.
 
     **Thread safety**: one loop; `close_all` from a signal handler of its thread, too.
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._open: set[Run] = set()
+        self.limit = limit
+        self.followers: list[Runs] = []
+        self._open: set[Counted] = set()
         self.is_closing = False
 
     def __len__(self) -> int:
@@ -141,7 +151,7 @@ class Runs:
         return len(self._open)
 
     @contextlib.contextmanager
-    def opened(self, run: Run, name: str) -> Iterator[Run]:
+    def opened(self, run: Counted, name: str) -> Iterator[None]:
         """Count a run while it lasts; stop it at the end, whatever happens.
 
         Raises:
@@ -150,17 +160,17 @@ class Runs:
         """
         if self.is_closing:
             raise Refused(503, "The server is shutting down.", code="shutting_down")
-        if len(self._open) >= self._limit:
+        if len(self._open) >= self.limit:
             raise Refused(
                 429,
-                f"{self._limit} answers are being streamed, and there can be no more. "
+                f"{self.limit} answers are being streamed, and there can be no more. "
                 "Try again in a moment.",
                 code="too_many_streams",
                 headers={"Retry-After": "1"},
             )
         self._open.add(run)
         try:
-            yield run
+            yield
         finally:
             run.close()
             self._open.discard(run)
@@ -169,5 +179,7 @@ class Runs:
     def close_all(self) -> None:
         """Stop every run, and begin no other: each client is told, in band."""
         self.is_closing = True
+        for follower in self.followers:
+            follower.close_all()
         for run in list(self._open):
             run.close()

@@ -1,7 +1,6 @@
 """``POST /v1/chat/completions``: a request becomes a run, and the run an answer.
 
-Where the items of an answer come from is in one place, `ChatCompletions._run`; an answer that
-outlives its connection would come from there as well.
+`ChatCompletions.run` makes the run of an answer, also of one that outlives its connection.
 """
 
 from __future__ import annotations
@@ -80,18 +79,11 @@ class ChatCompletions:
         """Answer a request."""
         request = Request(scope, receive)
         try:
-            asked = await read_chat_request(request, self._max_body)
+            asked = await self.read(request)
         except ClientDisconnect:
             logger.warning("%s left before the request was there", who(request))
             return
-        if asked.model not in (None, self._name):
-            raise Refused(
-                404,
-                f"There is no model {asked.model!r}; this server has {self._name!r}.",
-                param="model",
-                code="model_not_found",
-            )
-        run = self._run(asked)
+        run = self.run(asked)
         with self._runs.opened(run, who(request)):
             if asked.is_streamed:
                 wire = _Wire(self._name, self._runs, include_usage=asked.include_usage)
@@ -100,7 +92,29 @@ class ChatCompletions:
             elif answer := await self._whole(run, receive):
                 await answer(scope, receive, send)
 
-    def _run(self, asked: ChatRequest) -> Run:
+    @property
+    def serves_a_model(self) -> bool:
+        """Whether the target is a model, whose tools its client calls."""
+        return self._model is not None
+
+    async def read(self, request: Request) -> ChatRequest:
+        """What a request asks for.
+
+        Raises:
+            Refused: If it is none, or for another model.
+            ClientDisconnect: If the client has left.
+        """
+        asked = await read_chat_request(request, self._max_body)
+        if asked.model not in (None, self._name):
+            raise Refused(
+                404,
+                f"There is no model {asked.model!r}; this server has {self._name!r}.",
+                param="model",
+                code="model_not_found",
+            )
+        return asked
+
+    def run(self, asked: ChatRequest) -> Run:
         """The run that answers; it has not started yet."""
         tokens = stream(
             self._target,
@@ -109,7 +123,7 @@ class ChatCompletions:
             **self._stream_options,
             **self._options(asked),
         )
-        return Run(tokens, with_tool_calls=self._model is not None)
+        return Run(tokens, with_tool_calls=self.serves_a_model)
 
     def _options(self, asked: ChatRequest) -> dict[str, Any]:
         """What the model itself is asked for; a chain has decided that for its models."""

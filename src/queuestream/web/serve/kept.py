@@ -1,0 +1,355 @@
+"""``/v1/answers/{id}``: answers that outlive their connection, and the process that has it.
+
+    PUT     ask, under an id that the client made up; or join what was asked under it before
+    GET     read on, after the event that ``Last-Event-ID`` names
+    DELETE  stop the run, wherever it is
+
+A relay carries them.  The run is a task of the server and not of a request, its *publication*;
+whoever reads is a *reader*, of this process's relay like those of any other.  So a client that
+has lost its connection, or its server, puts the same request again, wherever it gets to::
+
+    nobody has asked      begin
+    somebody writes       join
+    finished, stopped     read what there is
+    failed, writer lost   begin again: a ``restart`` for all readers
+
+An id is a secret: who knows it can read the answer, so it must be one that nobody can guess.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Protocol
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+
+from queuestream.errors import (
+    GapError,
+    ProducerLostError,
+    RelayUnavailableError,
+    RemoteRunError,
+    StreamClosedError,
+)
+from queuestream.web.formats import Frame, OpenAIFormat, safe_message, status_of, to_json
+from queuestream.web.serve.answers import Runs, shown_reason
+from queuestream.web.serve.failures import Refused, logger, who
+from queuestream.web.sse import SSEResponse
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
+    from typing_extensions import Self
+
+    from queuestream.events import TokenEvent
+    from queuestream.token_stream import TokenStream
+    from queuestream.web.serve.answers import Run
+    from queuestream.web.serve.completions import ChatCompletions
+
+__all__ = ["KeptAnswers", "Relay"]
+
+_ID = re.compile(r"[A-Za-z0-9_-]{22,64}", re.ASCII)  # 22 of these are 128 bits
+_TO_BEGIN = {"pending", "failed", "lost"}
+_FLUSH = 2.0  # seconds that the last words of a run may take to Redis when the server ends
+
+
+class Relay(Protocol):
+    """What carries the answers: a `queuestream.relay.RedisRelay`."""
+
+    async def publish(
+        self, id: str, stream: TokenStream[Any], *, on_open: Callable[[], object] | None = None
+    ) -> Any:
+        """Write a run."""
+
+    def subscribe(self, id: str, after: str | None = None) -> AsyncIterator[TokenEvent]:
+        """Read one."""
+        ...
+
+    async def stop(self, id: str) -> bool:
+        """Stop one."""
+        ...
+
+    async def status(self, id: str) -> str:
+        """Say what one does."""
+        ...
+
+
+class _Publication:
+    """A run that is written, whoever reads it.
+
+    Attributes:
+        is_open: Set when readers can find it, or when there will be nothing to find.
+        failure: Why it could not begin.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.is_open = asyncio.Event()
+        self.failure: Exception | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.is_over = False
+
+    def close(self) -> None:
+        """Break it off, because the server ends: its readers are to ask again."""
+        if self.task is not None and not self.is_over:
+            self.task.cancel()
+
+    def outcome(self) -> str:
+        """How it went, for a line of the log."""
+        return self.run.outcome()
+
+
+class _Reader:
+    """The events of a run, fit for somebody who sees nothing of it; as `Run` has them."""
+
+    def __init__(self, events: Any, *, with_tool_calls: bool) -> None:
+        self._events = events
+        self._with_tool_calls = with_tool_calls
+        self._number = 0
+        self._is_over = False
+        self.failure: Exception | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenEvent | str:
+        if self._is_over:
+            raise StopAsyncIteration
+        try:
+            while True:
+                event: TokenEvent = await anext(self._events)
+                if event.kind != "tool_call" or self._with_tool_calls:
+                    self._number += 1
+                    return event
+        except StopAsyncIteration:
+            self._is_over = True
+            if self._events.returned:
+                return str(self._events.returned)
+            raise
+        except Exception as error:
+            self.failure = error
+            raise
+
+    @property
+    def finish_reason(self) -> str | None:
+        """As of the run."""
+        reason: str | None = self._events.finish_reason
+        return shown_reason(reason, with_tool_calls=self._with_tool_calls)
+
+    def close(self) -> None:
+        """Read no more."""
+        self._events.close()
+
+    async def aclose(self) -> None:
+        """Read no more."""
+        self.close()
+
+    def outcome(self) -> str:
+        """How it went, for a line of the log."""
+        how = "" if self.failure is None else f", {type(self.failure).__name__}"
+        return f"{self._number} events were read{how}"
+
+
+class KeptAnswers:
+    """The application behind the addresses.
+
+    Args:
+        relay: What carries the answers.
+        completions: Makes runs of requests.
+        runs: Counts the runs; readers are counted beside them, against the same limit.
+        name: What the model is called; part of the runs' ids.
+        response_options: What else `SSEResponse` is given.
+    """
+
+    def __init__(
+        self,
+        relay: Relay,
+        completions: ChatCompletions,
+        *,
+        runs: Runs,
+        name: str,
+        response_options: dict[str, Any],
+    ) -> None:
+        self._relay = relay
+        self._completions = completions
+        self._runs = runs
+        self._readers = Runs(runs.limit)
+        runs.followers.append(self._readers)
+        self._name = name
+        self._response_options = response_options
+        self._publications: dict[str, _Publication] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        request = Request(scope, receive)
+        stream_id = self._id_in(request)
+        if request.method == "DELETE":
+            is_stopped = await self._asking(self._relay.stop(stream_id))
+            told = {"id": request.path_params["id"], "object": "answer", "stopped": is_stopped}
+            await JSONResponse(told)(scope, receive, send)
+            return
+        try:
+            read = self._put if request.method == "PUT" else self._get
+            reader, response = await read(stream_id, request)
+        except ClientDisconnect:
+            logger.warning("%s left before the request was there", who(request))
+            return
+        with self._readers.opened(reader, who(request)):
+            await response(scope, receive, send)
+
+    def _id_in(self, request: Request) -> str:
+        given = request.path_params["id"]
+        if not _ID.fullmatch(given):
+            raise Refused(
+                400,
+                "An answer's id has 22 to 64 characters of A-Z, a-z, 0-9, - and _, and should be "
+                "one that nobody can guess: a random UUID, for example.",
+                param="id",
+            )
+        return f"{self._name}/{given}"
+
+    async def _put(self, stream_id: str, request: Request) -> tuple[_Reader, Response]:
+        asked = await self._completions.read(request)
+        events = self._events(stream_id, request)
+        publication = self._publications.get(stream_id)
+        is_new = False
+        if publication is None:
+            status = await self._asking(self._relay.status(stream_id))
+            publication = self._publications.get(stream_id)  # somebody may have been quicker
+            if publication is None and status in _TO_BEGIN:
+                publication = self._begin(stream_id, self._completions.run(asked), who(request))
+                is_new = True
+                if status == "pending":  # a cursor is that of a run which has expired
+                    events = self._relay.subscribe(stream_id)
+        if publication is not None:
+            await publication.is_open.wait()
+            if publication.failure is not None:
+                raise self._told(publication.failure) from publication.failure
+        return self._answer(request, events, 201 if is_new else 200, usage=asked.include_usage)
+
+    async def _get(self, stream_id: str, request: Request) -> tuple[_Reader, Response]:
+        events = self._events(stream_id, request)
+        is_ours = stream_id in self._publications
+        if not is_ours and await self._asking(self._relay.status(stream_id)) == "pending":
+            raise Refused(404, "There is no such answer, or not any more.", code="answer_not_found")
+        return self._answer(request, events, 200, usage=True)
+
+    def _events(self, stream_id: str, request: Request) -> AsyncIterator[TokenEvent]:
+        after = request.headers.get("last-event-id")
+        try:
+            return self._relay.subscribe(stream_id, after)
+        except ValueError:
+            raise Refused(
+                400, "'Last-Event-ID' must be the id of an event of this answer.", param="id"
+            ) from None
+
+    async def _asking(self, answer: Any) -> Any:
+        try:
+            return await answer
+        except Exception as error:
+            logger.error("the relay did not answer", exc_info=error)
+            raise self._told(error) from error
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def _begin(self, stream_id: str, run: Run, name: str) -> _Publication:
+        """Begin a run; Refused if there are as many as there may be."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise Refused(501, "Answers are kept by servers on asyncio only.") from None
+        publication = _Publication(run)
+        counted = ExitStack()
+        counted.enter_context(self._runs.opened(publication, name))
+        self._publications[stream_id] = publication
+        publication.task = loop.create_task(self._publish(stream_id, publication, counted))
+        return publication
+
+    async def _publish(self, stream_id: str, publication: _Publication, counted: ExitStack) -> None:
+        try:
+            await self._relay.publish(
+                stream_id, publication.run.tokens, on_open=publication.is_open.set
+            )
+        except asyncio.CancelledError:
+            # What was posted to the relay before is written when this is answered.
+            last = asyncio.ensure_future(self._relay.status(stream_id))
+            await asyncio.wait([last], timeout=_FLUSH)
+        except StreamClosedError:
+            pass  # by whoever stopped it
+        # What would end a program must not end a server.
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            logger.error("a run failed", exc_info=error)
+            if not publication.is_open.is_set():
+                publication.failure = error if isinstance(error, Exception) else None
+        finally:
+            publication.is_over = True
+            del self._publications[stream_id]
+            publication.is_open.set()
+            counted.close()
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def _answer(
+        self, request: Request, events: AsyncIterator[TokenEvent], status: int, *, usage: bool
+    ) -> tuple[_Reader, Response]:
+        reader = _Reader(events, with_tool_calls=self._completions.serves_a_model)
+        wire = _Wire(
+            lambda: self._told(reader.failure),
+            model=self._name,
+            include_usage=usage,
+            id=f"chatcmpl-{request.path_params['id']}",
+        )
+        response = _Response(reader, wire, self._told, **self._response_options)
+        response.status_code = status
+        return reader, response
+
+    def _told(self, error: BaseException | None) -> Refused:
+        """What a client is told of an error; those that have a 503 are worth another try."""
+        if self._runs.is_closing:
+            return Refused(503, "The server is shutting down.", code="shutting_down")
+        if isinstance(error, StreamClosedError):
+            return Refused(410, "The answer was stopped.", code="stopped")
+        if isinstance(error, GapError):
+            return Refused(
+                410, "A part of the answer that is still to be read is gone.", code="answer_gone"
+            )
+        if isinstance(error, ProducerLostError) or (
+            isinstance(error, RemoteRunError) and error.type_name == "CancelledError"
+        ):
+            return Refused(503, "The server that made this answer has gone.", code="interrupted")
+        if isinstance(error, RelayUnavailableError):
+            return Refused(503, "The answers are out of reach.", code="relay_unavailable")
+        error = error or RuntimeError()
+        return Refused(status_of(error), safe_message(error))
+
+
+class _Wire(OpenAIFormat):
+    """OpenAI's chunks; an error has a code, so that a program knows what to do."""
+
+    def __init__(self, told: Callable[[], Refused], **more: Any) -> None:
+        super().__init__(**more)
+        self._told = told
+
+    def error(self, message: str) -> list[Frame]:
+        """The error, as `KeptAnswers` tells it."""
+        super().error(message)
+        return [Frame(to_json(self._told().body))]
+
+
+class _Response(SSEResponse):
+    """A stream that may fail before its first event in more ways than a run."""
+
+    def __init__(
+        self, reader: _Reader, wire: _Wire, told: Callable[[BaseException], Refused], **more: Any
+    ) -> None:
+        super().__init__(reader, wire, **more)
+        self._told = told
+
+    def refusal(self, error: BaseException) -> Response:
+        """The error, as `KeptAnswers` tells it."""
+        refused = self._told(error)
+        return JSONResponse(refused.body, refused.status, headers={"Cache-Control": "no-store"})

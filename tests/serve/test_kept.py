@@ -1,0 +1,351 @@
+"""Answers that outlive their connection: ``/v1/answers/``, over a real Redis."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx
+import pytest
+from langchain_core.runnables import RunnableLambda
+
+from tests.serve.conftest import ask, chunks_of, text_of
+from tests.support.gates import Gate, eventually
+from tests.support.models import ScriptedChatModel, tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.serve.conftest import Served
+
+    Serve = Callable[..., Served]
+
+WORDS = tokens(12)
+WHOLE = "".join(WORDS)
+
+
+@pytest.fixture
+def make_relay(redis_url: str) -> Iterator[Callable[..., Any]]:
+    """Make relays as several processes have them: each its own, for the same keys."""
+    from queuestream.relay import RedisRelay  # noqa: PLC0415 - an extra
+
+    prefix = f"test-{uuid.uuid4().hex[:8]}"
+    relays: list[Any] = []
+
+    def make(url: str = redis_url, **options: Any) -> Any:
+        relays.append(RedisRelay.from_url(url, prefix=prefix, **options))
+        return relays[-1]
+
+    yield make
+    for relay in relays:
+        relay.close()
+
+
+@pytest.fixture
+def gated() -> ScriptedChatModel:
+    return ScriptedChatModel(tokens=WORDS, gate=Gate())
+
+
+def address(served: Served, name: str = "") -> str:
+    return f"{served.url}/v1/answers/{name or uuid.uuid4()}"
+
+
+def put(url: str, **headers: str) -> httpx.Response:
+    return httpx.put(url, json=ask(), headers=headers, timeout=10)
+
+
+def ids_of(body: str) -> list[str]:
+    return [line[4:] for line in body.split("\n") if line.startswith("id: ")]
+
+
+@contextmanager
+def reading(url: str, method: str = "PUT", **headers: str) -> Iterator[Any]:
+    """Read an answer line by line."""
+    body = ask() if method == "PUT" else None
+    with httpx.stream(method, url, json=body, headers=headers, timeout=10) as response:
+        assert response.is_success, response.read()
+        yield response.iter_lines()
+
+
+def read_tokens(lines: Any, count: int) -> tuple[str, str]:
+    """Read so many tokens; their text, and the id of the last."""
+    text, last, found = "", "", 0
+    for line in lines:
+        if line.startswith("id: "):
+            last = line[4:]
+        if match := re.search(r'"content":"(t\d+ )"', line):
+            text += match[1]
+            found += 1
+            if found == count:
+                break
+    return text, last
+
+
+def code_of(response: httpx.Response) -> tuple[int, Any]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+def test_asking_again_reads_what_was_asked_and_asks_no_model(make_relay: Any, serve: Serve) -> None:
+    model = ScriptedChatModel(tokens=WORDS)
+    served = serve(model, relay=make_relay(), name="kept")
+    url = address(served)
+    first, second = put(url), put(url)
+    assert (first.status_code, second.status_code) == (201, 200)
+    assert text_of(chunks_of(first.text)) == text_of(chunks_of(second.text)) == WHOLE
+    assert text_of(chunks_of(httpx.get(url).text)) == WHOLE
+    assert model.record.calls == 1
+    assert httpx.get(f"{served.url}/v1/models").json()["data"][0]["keeps_answers"] is True
+    served.wait_until_idle()
+
+
+def test_every_event_is_a_place_to_go_on_from(make_relay: Any, serve: Serve) -> None:
+    served = serve(ScriptedChatModel(tokens=WORDS), relay=make_relay())
+    url = address(served)
+    ids = list(dict.fromkeys(filter(None, ids_of(put(url).text))))
+    assert len(ids) == len(WORDS)
+    for place, last in enumerate(ids):
+        rest = httpx.get(url, headers={"Last-Event-ID": last})
+        assert text_of(chunks_of(rest.text)) == "".join(WORDS[place + 1 :])
+
+
+def test_a_run_goes_on_without_its_client_and_is_read_in_another_process(
+    make_relay: Any, serve: Serve, gated: ScriptedChatModel
+) -> None:
+    """Every token once, though three connections on two servers have carried them."""
+    here, there = serve(gated, relay=make_relay()), serve(gated, relay=make_relay())
+    name = str(uuid.uuid4())
+    assert gated.gate is not None
+    gated.gate.release(5)
+    with reading(address(here, name)) as lines:
+        text, last = read_tokens(lines, 3)
+    gated.gate.release(3)
+    with reading(address(there, name), "GET", **{"Last-Event-ID": last}) as lines:
+        more, last = read_tokens(lines, 4)
+    gated.gate.open()
+    rest = put(address(there, name), **{"Last-Event-ID": last})
+    assert rest.status_code == 200
+    assert text + more + text_of(chunks_of(rest.text)) == WHOLE
+    assert gated.record.calls == 1
+    here.wait_until_idle()
+
+
+def test_two_who_ask_at_once_share_one_run(
+    make_relay: Any, serve: Serve, gated: ScriptedChatModel
+) -> None:
+    served = serve(gated, relay=make_relay())
+    url = address(served)
+    assert gated.gate is not None
+    gated.gate.release(2)
+    with reading(url) as one, reading(url) as other:
+        gated.gate.open()
+        assert read_tokens(one, len(WORDS)) == read_tokens(other, len(WORDS))
+    assert gated.record.calls == 1
+
+
+def test_a_stop_from_another_process_reaches_the_model_and_all_readers(
+    make_relay: Any, serve: Serve, gated: ScriptedChatModel
+) -> None:
+    here, there = serve(gated, relay=make_relay()), serve(gated, relay=make_relay())
+    name = str(uuid.uuid4())
+    assert gated.gate is not None
+    gated.gate.release(2)
+    with reading(address(here, name)) as lines:
+        read_tokens(lines, 2)
+        told = httpx.delete(address(there, name)).json()
+        assert told == {"id": name, "object": "answer", "stopped": True}
+        gated.record.wait_until_finalized()
+        assert '"code":"stopped"' in "".join(lines)
+    assert gated.record.produced == 2
+    assert httpx.delete(address(here, name)).json()["stopped"] is False
+    again = put(address(here, name))
+    assert again.status_code == 200
+    assert "t1 " in again.text
+    assert '"code":"stopped"' in again.text
+    assert gated.record.calls == 1
+    here.wait_until_idle()
+
+
+def test_a_stop_may_come_before_the_question(make_relay: Any, serve: Serve) -> None:
+    model = ScriptedChatModel(tokens=WORDS)
+    served = serve(model, relay=make_relay())
+    url = address(served)
+    assert httpx.delete(url).json()["stopped"] is True
+    assert code_of(put(url)) == (410, "stopped")
+    assert model.record.calls == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["short", "a" * 21, "a" * 65, "0123456789abcdef-0123.456789", "ä" * 30, "%00" * 30]
+)
+@pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
+def test_ids_that_can_be_guessed_or_are_none(
+    make_relay: Any, serve: Serve, name: str, method: str
+) -> None:
+    served = serve(ScriptedChatModel(tokens=WORDS), relay=make_relay())
+    body = ask() if method == "PUT" else None
+    response = httpx.request(method, address(served, name), json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "id"
+
+
+def test_wrong_and_unknown_places(make_relay: Any, serve: Serve) -> None:
+    served = serve(ScriptedChatModel(tokens=WORDS), relay=make_relay(), token="sesame")
+    key = {"Authorization": "Bearer sesame"}
+    url = address(served)
+    assert put(url).status_code == 401
+    assert httpx.get(url).status_code == 401
+    assert httpx.delete(url).status_code == 401
+    assert code_of(httpx.get(url, headers=key)) == (404, "answer_not_found")
+    assert httpx.get(url, headers={**key, "Last-Event-ID": "yesterday"}).status_code == 400
+    assert put(url, **key, **{"Last-Event-ID": "yesterday"}).status_code == 400
+    bad = httpx.put(url, json={"messages": []}, headers=key)
+    assert bad.status_code == 400
+    assert httpx.post(url, json=ask(), headers=key).status_code == 405
+    foreign = put(url, **key, Origin="https://elsewhere.example")
+    assert foreign.status_code == 403
+    assert put(url, **key).status_code == 201
+    after = "1-1"
+    response = httpx.get(url, headers={**key, "Last-Event-ID": after})
+    assert code_of(response) == (410, "answer_gone")
+    head = httpx.head(url, headers=key)
+    assert head.headers["content-type"].startswith("text/event-stream")
+
+
+def test_without_a_relay_there_are_no_such_addresses(serve: Serve) -> None:
+    served = serve(ScriptedChatModel(tokens=WORDS))
+    assert put(address(served)).status_code == 404
+    assert "keeps_answers" not in httpx.get(f"{served.url}/v1/models").json()["data"][0]
+
+
+def test_an_answer_that_has_expired_can_be_asked_anew(make_relay: Any, serve: Serve) -> None:
+    model = ScriptedChatModel(tokens=WORDS)
+    served = serve(model, relay=make_relay(ttl=0.05))
+    url = address(served)
+    last = ids_of(put(url).text)[-1]
+    eventually(lambda: httpx.get(url).status_code == 404)
+    assert code_of(httpx.get(url)) == (404, "answer_not_found")
+    again = put(url, **{"Last-Event-ID": last})
+    assert again.status_code == 201
+    assert text_of(chunks_of(again.text)) == WHOLE
+    assert model.record.calls == 2
+
+
+@pytest.mark.parametrize("fail_at", [0, 3], ids=["at once", "in the middle"])
+def test_a_run_that_failed_is_begun_again_when_it_is_asked_again(
+    make_relay: Any, serve: Serve, fail_at: int
+) -> None:
+    model = ScriptedChatModel(
+        tokens=WORDS, failure=ConnectionError("no"), fail_at=fail_at, fail_calls=1
+    )
+    served = serve(model, relay=make_relay())
+    url = address(served)
+    failed = put(url)
+    if fail_at:
+        assert '"error":' in failed.text
+        assert '"code":null' in failed.text
+    else:
+        assert failed.status_code >= 500
+    served.wait_until_idle()
+    good = put(url)
+    assert good.status_code == 201
+    shown = good.text.rpartition('"restart":2')[2]
+    assert text_of(chunks_of(shown)) == WHOLE
+    served.wait_until_idle()
+
+
+def test_what_a_run_without_a_model_returns_is_kept_too(make_relay: Any, serve: Serve) -> None:
+    def shout(question: str) -> str:
+        return question.upper()
+
+    served = serve(RunnableLambda(shout), relay=make_relay(), to_input="text")
+    url = address(served)
+    for response in (put(url), put(url), httpx.get(url)):
+        chunks = chunks_of(response.text)
+        assert text_of(chunks) == "HELLO"
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_runs_and_readers_are_limited(
+    make_relay: Any, serve: Serve, gated: ScriptedChatModel
+) -> None:
+    served = serve(gated, relay=make_relay(), max_streams=1)
+    url = address(served)
+    assert gated.gate is not None
+    gated.gate.release(1)
+    with reading(url) as lines:
+        read_tokens(lines, 1)
+        assert code_of(put(address(served))) == (429, "too_many_streams")
+        assert code_of(httpx.get(url)) == (429, "too_many_streams")
+    eventually(lambda: not gated.gate or gated.gate.waiting == 1)
+    assert code_of(put(address(served))) == (429, "too_many_streams")  # it goes on, unread
+    gated.gate.open()
+    served.wait_until_idle()
+    assert put(address(served)).status_code == 201
+
+
+def test_a_server_that_ends_tells_its_readers_to_ask_another(
+    make_relay: Any, serve: Serve, gated: ScriptedChatModel
+) -> None:
+    here, there = serve(gated, relay=make_relay()), serve(gated, relay=make_relay())
+    name = str(uuid.uuid4())
+    assert gated.gate is not None
+    gated.gate.release(3)
+    with (
+        reading(address(here, name)) as lines,
+        reading(address(there, name), "GET") as others,
+    ):
+        text, last = read_tokens(lines, 3)
+        read_tokens(others, 3)
+        here.stop()
+        assert '"code":"shutting_down"' in "".join(lines)
+        assert '"code":"interrupted"' in "".join(others)
+    gated.record.wait_until_finalized()
+    assert text == "t0 t1 t2 "
+    gated.gate.open()
+    again = put(address(there, name), **{"Last-Event-ID": last})
+    assert again.status_code == 201
+    chunks = chunks_of(again.text)
+    assert [chunk["restart"] for chunk in chunks if "restart" in chunk] == [2]
+    assert text_of(chunks) == WHOLE
+    there.wait_until_idle()
+
+
+@pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
+def test_redis_is_away(make_relay: Any, serve: Serve, method: str) -> None:
+    model = ScriptedChatModel(tokens=WORDS)
+    served = serve(model, relay=make_relay("redis://127.0.0.1:9", outage=0.1))
+    body = ask() if method == "PUT" else None
+    response = httpx.request(method, address(served), json=body)
+    assert code_of(response) == (503, "relay_unavailable")
+    assert model.record.calls == 0
+    assert not len(served.app.state.runs)
+
+
+def test_plain_clients_are_served_as_ever(make_relay: Any, serve: Serve) -> None:
+    """A connection is their answer, with and without a relay."""
+    gated = ScriptedChatModel(tokens=WORDS, gate=Gate(1))
+    served = serve(gated, relay=make_relay())
+    url = f"{served.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=ask(stream=True), timeout=10) as response:
+        assert read_tokens(response.iter_lines(), 1)[0] == "t0 "
+    gated.record.wait_until_finalized()
+    assert gated.record.produced == 1
+
+
+async def _ask_on_this_loop(app: Any) -> httpx.Response:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        return await client.put(f"/v1/answers/{uuid.uuid4()}", json=ask())
+
+
+def test_only_asyncio_keeps_answers(make_relay: Any) -> None:
+    from queuestream.web.serve import create_app  # noqa: PLC0415 - an extra
+
+    model = ScriptedChatModel(tokens=WORDS)
+    app = create_app(model, relay=make_relay())
+    refused = anyio.run(_ask_on_this_loop, app, backend="trio")
+    assert refused.status_code == 501
+    assert model.record.calls == 0
