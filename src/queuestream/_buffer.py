@@ -463,22 +463,18 @@ class Buffer(Generic[T]):
         self,
         attempt: Callable[[Waiter | None], R | Blocked],
         waiter: AsyncWaiter | None = None,
-        on_gone: Callable[[], object] | None = None,
     ) -> R:
         """Repeat an attempt until it works; with a waiter of this loop that nobody has yet.
 
         Args:
             attempt: Lines the waiter up if it does not work.
             waiter: One that serves again; a new one if None.
-            on_gone: Called if it should go on, and cannot, because its loop was closed.  Any
-                thread, also in a finalizer.
 
         **Cancellation**: nothing was attempted; a wake-up passes to the next in line.
         """
         if waiter is None:
             waiter = async_waiter()
-        waiter.on_lost = self._lose
-        waiter.on_gone = on_gone
+        waiter.on_lost = self._leave
         try:
             while (done := attempt(waiter)) is BLOCKED:
                 await waiter.wait()
@@ -493,18 +489,8 @@ class Buffer(Generic[T]):
             self._request(partial(self._replace, waiter))
 
     def _wake(self, waiter: Waiter) -> None:
-        if not waiter.wake():
-            self._lose(waiter)
-
-    def _lose(self, waiter: Waiter) -> None:
-        """A waiter cannot be woken, because its loop was closed."""
-        self._leave(waiter)
-        self._tell_gone(waiter)
-
-    @staticmethod
-    def _tell_gone(waiter: Waiter) -> None:
-        if isinstance(waiter, AsyncWaiter) and waiter.on_gone is not None:
-            waiter.on_gone()
+        if not waiter.wake():  # its loop was closed
+            self._leave(waiter)
 
     def _replace(self, waiter: Waiter, _: list[object]) -> list[Waiter]:
         line: _Line | None = waiter.place
@@ -591,7 +577,6 @@ class Buffer(Generic[T]):
         for waiter in woken:
             if not waiter.wake_from_anywhere():
                 self._requests.append(partial(self._replace, waiter))
-                self._tell_gone(waiter)
 
     def _wake_all_at_end(self, dropped: list[object]) -> list[Waiter]:
         woken = self._getters.call_all() + self._putters.call_all()

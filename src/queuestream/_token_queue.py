@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_MAXSIZE",
+    "LOOP_CLOSED",
     "RUN_THREAD",
     "Ended",
     "TimedOut",
@@ -75,6 +76,9 @@ logger = logging.getLogger("queuestream")
 
 T = TypeVar("T")
 
+
+LOOP_CLOSED = "the event loop that the run was on was closed"
+"""What a consumer is told then."""
 
 RUN_THREAD = "queuestream run"
 """How the names of the threads begin that work for a run."""
@@ -144,9 +148,6 @@ class TokenQueue(Generic[T]):
         closed: Whether the consumer has gone.  Set once, without a lock.
         ended: Whether the run is over.  Set once, without a lock.
         failure: What broke a given queue, or the run, for the consumer to raise at its end.
-        loop: The loop that a run of ours is a task of; if it is closed, the run is over.
-        on_gone: Called if a producer that waited cannot go on, because its loop was closed,
-            and that is not ``loop``.
         is_open: Whether a run or its leavings are in it; such a queue does not survive a
             fork and is closed at exit.
         is_left: Whether this is a forked child's copy of what the parent goes on with.
@@ -179,10 +180,8 @@ class TokenQueue(Generic[T]):
         "is_open",
         "last_dropped",
         "lock",
-        "loop",
         "meter",
         "name",
-        "on_gone",
     )
 
     def __init__(
@@ -232,8 +231,6 @@ class TokenQueue(Generic[T]):
         self._close_is_done = False
         self.ended = False
         self.failure: BaseException | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.on_gone: Callable[[], object] | None = None
         self.is_open = False
         self.is_left = False
         self.lock = threading.RLock()
@@ -328,9 +325,8 @@ class TokenQueue(Generic[T]):
                     attempt = partial(
                         buffer.try_put, item, shut_down=AsyncQueueShutDown, is_stale=is_stale
                     )
-                    on_gone = partial(self._producer_gone, running_asyncio_loop())
                     with self.meter.waiting():
-                        await buffer.wait_in_task(attempt, on_gone=on_gone)
+                        await buffer.wait_in_task(attempt)
         except Stale:
             return
         except Exception as error:
@@ -349,19 +345,6 @@ class TokenQueue(Generic[T]):
         else:
             await self._async_q.put(item)
         self._note_peak()
-
-    def _producer_gone(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """A producer cannot go on: nobody may wait for what it would have put."""
-        if loop is not None and loop is self.loop:
-            self._lose_run()
-        elif self.on_gone is not None:
-            self.on_gone()
-
-    def _lose_run(self) -> None:
-        """The run's loop was closed, by somebody who has not cancelled the loop's tasks."""
-        if not self.ended:
-            self.failure = RunCancelledError("the event loop that the run was on was closed")
-            self.end()
 
     def recheck(self) -> None:
         """Have those who wait for a free slot ask again whether their items are stale."""
@@ -570,8 +553,6 @@ class TokenQueue(Generic[T]):
                 "consumer at a time"
             )
         self.consumer_thread = threading.get_ident()
-        if self.loop is not None and self.loop.is_closed():
-            self._lose_run()
 
     def _leave(self, me: object) -> None:
         try:

@@ -107,18 +107,15 @@ class AsyncWaiter(Waiter):
     Attributes:
         on_lost: Called with the waiter if its loop was closed after `wake` promised that
             the wake-up can arrive.  Any thread, also in a finalizer; must not wait.
-        on_gone: What else is to be told then, by whoever lined it up; under no lock.
     """
 
-    __slots__ = ("on_gone", "on_lost")
+    __slots__ = ("on_lost",)
 
     on_lost: Callable[[AsyncWaiter], object] | None
-    on_gone: Callable[[], object] | None
 
     def __init__(self) -> None:
         super().__init__()
         self.on_lost = None
-        self.on_gone = None
 
     def open_now(self) -> None:
         """Let `wait` return.  In a callback of the waiter's own loop."""

@@ -27,12 +27,15 @@ from typing import TYPE_CHECKING, Any
 
 from queuestream._background import death_of, on_background_loop, start_daemon
 from queuestream._containment import Containment, uncarried
-from queuestream._token_queue import RUN_THREAD, consumer_error, logger
+from queuestream._loop_end import when_closed
+from queuestream._token_queue import LOOP_CLOSED, RUN_THREAD, consumer_error, logger
 from queuestream._turns import running_asyncio_loop
 from queuestream._wakeups import Latch
 from queuestream.errors import RunCancelledError, RunStopped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from queuestream._calls import Call
 
 __all__ = ["Run", "TaskRun", "ThreadRun"]
@@ -141,16 +144,19 @@ class TaskRun(Run):
     loop by `start_in_background`, from anywhere.
     """
 
-    __slots__ = ("_cancelled", "_task")
+    __slots__ = ("_cancelled", "_take_back", "_task")
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self._task: asyncio.Task[None] | None = None
         self._cancelled = threading.Lock()  # taken by the first who cancels, for good
+        self._take_back: Callable[[], object] | None = None
 
     def start_here(self) -> None:
         """Start the task on the loop that runs in this thread."""
-        loop = self.loop = self._call.tokens.loop = asyncio.get_running_loop()
+        loop = self.loop = asyncio.get_running_loop()
+        if not self.in_background:
+            self._take_back = when_closed(loop, self._lose_loop)
         containment = Containment(loop)
         work = containment.contain(self._work(containment))
         task = self._task = self._call.context.run(loop.create_task, work)
@@ -188,6 +194,8 @@ class TaskRun(Run):
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         _tasks.discard(task)
+        if self._take_back is not None:
+            self._take_back()
         self.lose(asyncio.CancelledError("before its first step"))
 
     def cancel(self) -> None:
@@ -197,9 +205,14 @@ class TaskRun(Run):
             return
         try:
             loop.call_soon_threadsafe(task.cancel)
-        except RuntimeError:  # the loop is closed, and the task will do nothing more
-            _tasks.discard(task)
-            self.lose(asyncio.CancelledError("its loop was closed"))
+        except RuntimeError:  # the loop is closed
+            self._lose_loop()
+
+    def _lose_loop(self) -> None:
+        """Its loop was closed, by somebody who has not cancelled it: it will do nothing more."""
+        if self._task is not None:
+            _tasks.discard(self._task)
+        self.lose(RunCancelledError(LOOP_CLOSED))
 
     def is_running_here(self) -> bool:
         """Whether the calling task is the run's."""

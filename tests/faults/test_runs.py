@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import logging
 import threading
+import weakref
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import RunnableLambda
 
 from queuestream import QueueStreamHandler, stream
 from queuestream.errors import RunCancelledError
 from tests.support.aftermath import our_threads
+from tests.support.backends import eager_loop
 from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.models import ScriptedChatModel, tokens
 from tests.support.streams import DEFAULT_CASES, STREAM_CASES, Case, getters_of, is_blocked
@@ -30,6 +34,13 @@ LENGTH = 5
 """Tokens of an answer."""
 POSITIONS = range(LENGTH + 1)
 """Where it may fail: before each of them, and after the last."""
+
+
+LOOPS = pytest.mark.parametrize(
+    "new_loop",
+    [asyncio.new_event_loop, eager_loop, uvloop.new_event_loop],
+    ids=["asyncio", "eager", "uvloop"],
+)
 
 
 class _ModelError(Exception):
@@ -181,8 +192,10 @@ def in_another_thread(iterable: Iterable[str]) -> tuple[list[str], BaseException
 class Ground:
     """A loop that is closed with all that goes on in it, as ``asyncio.run`` would never do."""
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(
+        self, new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    ) -> None:
+        self.loop = new_loop()
 
     def close(self) -> None:
         """Close it.  Its tasks say no word of it."""
@@ -267,6 +280,90 @@ def test_a_loop_is_closed_under_a_handlers_producer_that_waits() -> None:
     assert isinstance(error, RunCancelledError)
     model.invoke("?", {"callbacks": [unbounded := QueueStreamHandler(0)]})  # and all else goes on
     assert list(unbounded) == tokens(9)
+
+
+@LOOPS
+def test_a_loop_is_closed_under_a_silent_stream_whose_consumer_waits(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Promise 3.  Hazard: the model says nothing, the loop says nothing, and nobody asks again."""
+    model = ScriptedChatModel(tokens=tokens(9), gate=Gate(1))
+    answer = stream(model, "?", run_in="task")
+    ground = Ground(new_loop)
+
+    async def begin() -> None:
+        await answer.__aenter__()
+        await eventually_async(lambda: model.record.produced == 1)
+
+    ground.loop.run_until_complete(begin())
+
+    def close() -> None:
+        eventually(lambda: getters_of(answer) == 1)
+        ground.close()
+
+    closer = threading.Thread(target=close)
+    closer.start()
+    received, error = in_another_thread(answer)
+    closer.join()
+    assert received == tokens(1)
+    assert isinstance(error, RunCancelledError)
+    assert "the event loop that the run was on was closed" in str(error)
+
+
+@LOOPS
+def test_a_loop_is_closed_under_one_of_a_handlers_runs(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Promises 1 and 3: the other run, on another loop, is heard to its end.
+
+    Hazards: the consumer waits for the run that is gone; or it misses what the other has to say.
+    """
+    handler = QueueStreamHandler()
+    config: Any = {"callbacks": [handler]}
+    silent = ScriptedChatModel(tokens=["silent"], gate=Gate())
+    other = ScriptedChatModel(tokens=tokens(9), gate=Gate())
+    ground, lasting = Ground(new_loop), Ground(new_loop)
+    runs: list[asyncio.Task[Any]] = []
+    for place, model in ((ground, silent), (lasting, other)):
+        assert model.gate is not None
+        runs.append(place.loop.create_task(model.ainvoke("?", config)))
+        waits = partial(lambda gate: gate.waiting == 1, model.gate)
+        place.loop.run_until_complete(eventually_async(waits))
+
+    def go_on() -> None:
+        eventually(lambda: getters_of(iter(handler)) == 1)
+        ground.close()
+        assert other.gate is not None
+        other.gate.open()
+        lasting.loop.run_until_complete(runs[1])
+        lasting.loop.close()
+
+    goes_on = threading.Thread(target=go_on)
+    goes_on.start()
+    received, error = in_another_thread(handler)
+    goes_on.join()
+    assert received == tokens(9)
+    assert isinstance(error, RunCancelledError)
+    other.invoke("?", config)  # and the handler serves the next run
+    assert list(handler) == tokens(9)
+
+
+def test_loops_that_come_and_go_leave_nothing_behind() -> None:
+    """Promises 9 and 10.  Hazard: what watches a loop keeps it, or wakes it."""
+    loops: list[Any] = []
+
+    async def iterate() -> None:
+        loop = asyncio.get_running_loop()
+        loops.append(weakref.ref(loop))
+        for _ in range(20):
+            async with stream(ScriptedChatModel(tokens=tokens(2)), "?") as answer:
+                assert [token async for token in answer] == tokens(2)
+        assert not loop._scheduled  # type: ignore[attr-defined]
+
+    for _ in range(5):
+        asyncio.run(iterate())
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 5
 
 
 # -- the callbacks beside ours ---------------------------------------------------------------------

@@ -278,8 +278,8 @@ class ForgetsRequestsMadeUnderTheLock(Buffer[Any]):
 class LosesNobody(Buffer[Any]):
     __slots__ = ()
 
-    def _lose(self, waiter: Waiter) -> None:
-        pass
+    def _wake(self, waiter: Waiter) -> None:
+        waiter.wake()
 
 
 class IsNeverFull(Buffer[Any]):

@@ -19,7 +19,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 from weakref import WeakSet, ref
 
-from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consumer_error
+from queuestream._loop_end import when_closed
+from queuestream._token_queue import (
+    DEFAULT_MAXSIZE,
+    LOOP_CLOSED,
+    Ended,
+    TokenQueue,
+    consumer_error,
+)
 from queuestream._turns import running_asyncio_loop
 from queuestream.errors import RunCancelledError
 from queuestream.events import Selection, value_of
@@ -197,7 +204,8 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
         self._has_stale = False
         # Tasks in which an outermost run goes on, see `_watch`.
         self._watched: dict[UUID, dict[asyncio.Task[Any], Callable[..., None]]] = {}
-        self.tokens.on_gone = partial(_end_for_one_that_is_gone, ref(self))
+        # Take back that the end of their loops is told, of outermost runs on asyncio loops.
+        self._homes: dict[UUID, Callable[[], object]] = {}
 
     # -- the runs --------------------------------------------------------------------------
 
@@ -225,6 +233,9 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
             elif parent_run_id not in self._open:
                 self._outermost.add(run_id)
                 self.is_running = tokens.is_open = True
+                if self._is_in_task(run_id) and (loop := running_asyncio_loop()) is not None:
+                    gone = partial(_end_run_that_is_gone, ref(self), run_id)
+                    self._homes[run_id] = when_closed(loop, gone)
                 if parent_run_id is None and (caller := run_in_context()) in self._open:
                     self._callers[run_id] = caller
         if kind != "chain" and run_id in self._outermost and self._is_in_task(run_id):
@@ -241,6 +252,8 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
             if run_id not in self._outermost:
                 return
             self._outermost.remove(run_id)
+            if (take_back := self._homes.pop(run_id, None)) is not None:
+                take_back()
             # If its caller goes on, that may have caught the error.
             if self._callers.pop(run_id, None) not in self._open and self._error is None:
                 self._error = error
@@ -253,6 +266,9 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
         self._error = None
         self._outermost.clear()
         self._callers.clear()
+        for take_back in self._homes.values():
+            take_back()
+        self._homes.clear()
         # What goes on all the same, in threads of a cancelled run say, is not the next one's.
         for run_id in self._open:
             self._stale.add(run_id)
@@ -356,19 +372,11 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
         yield from self
 
 
-def _end_for_one_that_is_gone(whose: ref[QueueStreamHandler[Any]]) -> None:
-    """End the iteration: a run of it waited on a loop that was closed, and will report nothing.
-
-    Other runs that go on at the same time are left out then: which of the outermost ones it is
-    that has gone cannot be told from a token of a model deep in it.
-    """
+def _end_run_that_is_gone(whose: ref[QueueStreamHandler[Any]], run_id: UUID) -> None:
+    """End a run whose loop was closed: it will report nothing.  Others go on."""
     handler = whose()
     if handler is not None:
-        with handler.tokens.lock:
-            if handler.is_running:
-                handler._end_session(  # noqa: SLF001 - its own
-                    RunCancelledError("the event loop that the run was on was closed")
-                )
+        handler._run_ended(run_id, RunCancelledError(LOOP_CLOSED))  # noqa: SLF001 - its own
 
 
 class _Iteration(Generic[T]):
