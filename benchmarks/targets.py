@@ -147,7 +147,7 @@ _CALL_SOON = "thread -> call_soon_threadsafe -> async for"
 
 TARGETS = [
     *_burst(64, to_for=2.6, to_async_for=2.8, added=0.28),
-    *_burst(1024, to_for=1.9, to_async_for=2.2, added=0.22),
+    *_burst(1024, to_for=1.9, to_async_for=2.2, added=0.28),
     Target("burst", "model.stream", INVOKE),
     Target("burst", "model.astream", AINVOKE),
     _queue("thread -> asyncio", "janus", 2.8, goal=5),

@@ -1,11 +1,6 @@
 """`stream()` and `TokenStream`: a run, the queue that it fills, and their lifetime.
 
-The consumer's side of a stream goes through these states, and never back::
-
-    new --(entered, first iterated)--> running --(received the end)--> finished
-     |                                    |
-     +----------(close, dropped)----------+--> closed
-
+The consumer's side of a stream goes through the states of ``_states``, and never back.
 Two flags hold them, so that none of the two sides needs a lock: ``_is_finished`` is set
 by the consumer alone, ``closed`` (of the queue) by whoever closes.  Finished wins.
 """
@@ -48,6 +43,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import Runnable, RunnableConfig
     from typing_extensions import Self
 
+    from queuestream._states import State
     from queuestream.events import Overflow, Select, TokenEvent
 
 __all__ = ["TokenStream", "stream"]
@@ -309,6 +305,7 @@ class TokenStream(Generic[T]):
 
     def __repr__(self) -> str:
         """Name the stream and its state."""
+        state: State
         if self._is_finished:
             state = "finished"
         elif self._tokens.closed:
