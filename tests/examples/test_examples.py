@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import asyncio
 import re
-from types import CodeType, SimpleNamespace
-from typing import Any, cast
 
 import pytest
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
 
-from queuestream import stream
-from queuestream.demo import PASSAGE, DemoChatModel
-from tests.examples.programs import EXAMPLES, ROOT, run
+from queuestream.demo import PASSAGE
+from tests.examples.programs import EXAMPLES, run
 
 SAYS = {
     "script.py": PASSAGE,
@@ -48,44 +41,3 @@ def test_each_example_has_its_test_and_its_line_in_the_readme() -> None:
 @pytest.mark.parametrize("name", SAYS)
 def test_an_example_says_what_it_should(name: str) -> None:
     assert SAYS[name] in run(EXAMPLES / name)
-
-
-def code_blocks() -> list[Any]:
-    return [
-        pytest.param(block, id=f"{page}-{number}")
-        for page in ("README.md", "docs/index.md", "docs/items.md", "docs/handlers.md")
-        for number, block in enumerate(
-            re.findall(
-                r"^```python\n(.*?)^```$",
-                (ROOT / page).read_text("utf-8"),
-                re.MULTILINE | re.DOTALL,
-            )
-        )
-    ]
-
-
-@pytest.mark.parametrize("block", code_blocks())
-def test_the_code_in_the_pages_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With what a reader of the page has in mind: a chain, a model, a websocket, a screen."""
-    sent: list[str] = []
-
-    def show(token: str) -> None:
-        print(token, end="", flush=True)
-
-    async def send_text(text: str) -> None:
-        sent.append(text)
-
-    model = DemoChatModel(pace=0)
-    names = {
-        "stream": stream,
-        "model": model,
-        "chain": ChatPromptTemplate.from_template("{topic}") | model | StrOutputParser(),
-        "websocket": SimpleNamespace(send_text=send_text),
-        "show": show,
-    }
-    code = cast("CodeType", compile(block, "page", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
-    outcome = eval(code, names)
-    if outcome is not None:
-        asyncio.run(outcome)
-    if re.search(r"print|send_text|\bshow\b", block):
-        assert PASSAGE in capsys.readouterr().out + "".join(sent)
