@@ -22,6 +22,7 @@ import ast
 import asyncio
 import contextlib
 import doctest
+import importlib
 import importlib.util
 import inspect
 import io
@@ -32,7 +33,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import CodeType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from langchain_core.output_parsers import StrOutputParser
@@ -43,10 +44,8 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 from queuestream import cli, stream
 from queuestream.demo import PASSAGE, DemoChatModel
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pytest's, on Python 3.10
+# pytest's, on Python 3.10
+tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 if TYPE_CHECKING:
     import argparse
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
 
     from sybil import Example
 
-__all__ = ["PAGES", "ROOT", "Blocks", "excerpt_of", "read"]
+__all__ = ["PAGES", "ROOT", "SERVERS", "Blocks", "Missing", "excerpt_of", "read", "skip_for"]
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -62,6 +61,10 @@ PAGES = sorted(
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "examples" / "README.md"]
     if path.name != "CHANGELOG.md"
 )
+
+SERVERS: dict[str, str] = {}
+"""The addresses of pages, and where what they speak of is; filled by a fixture."""
+_ADDRESSES = ("redis://localhost:6379", "http://127.0.0.1:8000")
 
 FROM_FILE = re.compile(r"<!-- file: (\S+) -->\n\s*\Z")
 
@@ -126,6 +129,7 @@ def _readers() -> dict[str, Any]:
         sent.append(text)
 
     model = DemoChatModel(pace=0)
+    urls = [SERVERS[address] for address in _ADDRESSES[:1] if address in SERVERS]
     return {
         "__name__": "page",
         "__sent__": sent,
@@ -133,6 +137,9 @@ def _readers() -> dict[str, Any]:
         "model": model,
         "chain": ChatPromptTemplate.from_template("{topic}") | model | StrOutputParser(),
         "question": "What is a stream?",
+        "last_event_id": None,
+        "graph": model,
+        "urls": urls,
         "websocket": SimpleNamespace(send_text=send_text),
         "show": show,
     }
@@ -147,8 +154,11 @@ def _python(example: Example) -> None:
         return
     if absent := sorted(name for name in _imports(source) if not importlib.util.find_spec(name)):
         raise Missing(f"line {example.line} needs {', '.join(absent)}")
-    if served := sorted({"gradio", "streamlit"}.intersection(_imports(source))):
-        raise Missing(f"line {example.line} needs a browser's page: {served[0]}, see tests/ui")
+    for address in _ADDRESSES:
+        if address in source:
+            if address not in SERVERS:
+                raise Missing(f"line {example.line} needs a server at {address}")
+            source = source.replace(address, SERVERS[address])
     code = compile(
         "\n" * example.line + source,  # so that a traceback shows the page's own lines
         example.path,
@@ -160,7 +170,12 @@ def _python(example: Example) -> None:
     sent: list[str] = example.namespace["__sent__"]
     sent.clear()
     with contextlib.redirect_stdout(printed):
-        _run(code, example.namespace)
+        try:
+            _run(code, example.namespace)
+        except ImportError as error:
+            if "which is not installed" in str(error):  # by ourselves, of an extra
+                raise Missing(f"line {example.line}: {error}") from error
+            raise
     said = example.namespace["__said__"] = printed.getvalue()
     if not _is_followed_by_output(example) and re.search(r"print|send_text|\bshow\b", source):
         assert PASSAGE in said + "".join(sent), f"{example.path}:{example.line}: said {said!r}"
@@ -168,7 +183,7 @@ def _python(example: Example) -> None:
 
 def _run(code: CodeType, namespace: dict[str, Any]) -> None:
     if code.co_flags & inspect.CO_COROUTINE:
-        asyncio.run(cast("Any", eval(code, namespace)))  # top-level await
+        asyncio.run(eval(code, namespace))  # top-level await
     else:
         exec(code, namespace)
 
@@ -252,11 +267,13 @@ def _queuestream(arguments: list[str]) -> None:
     try:
         parser.parse_args(arguments)
     except SystemExit as left:
-        assert not left.code, f"queuestream does not take {arguments}"
+        if left.code:
+            raise AssertionError(f"queuestream does not take {arguments}") from left
 
 
 def _project() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return found
 
 
 def _pip(arguments: list[str]) -> None:

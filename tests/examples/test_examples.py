@@ -7,7 +7,7 @@ import re
 import pytest
 
 from queuestream.demo import PASSAGE
-from tests.examples.programs import EXAMPLES, run
+from tests.examples.programs import EXAMPLES, ROOT, run
 
 SAYS = {
     "script.py": PASSAGE,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
-import pytest
 
-from queuestream.demo import PASSAGE, DemoChatModel
+from queuestream.demo import DemoChatModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,17 +40,3 @@ def test_nothing_in_it_is_inline_or_made_of_strings() -> None:
     for name in ("chat.js", "api.js", "rate.js"):
         script = (PAGE / name).read_text("utf-8")
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", script)
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # ChatOpenAI keeps its connections
-def test_the_code_in_the_docs_runs(
-    serve: Callable[..., Served], capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8")
-    first, second = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    served = serve(DemoChatModel(pace=0), name="demo")
-    exec(first.replace("http://127.0.0.1:8000", served.url), {})  # the code of the page
-    assert PASSAGE in capsys.readouterr().out
-    names: dict[str, Any] = {"chain": DemoChatModel(pace=0)}
-    exec(second.replace("serve(chain", "(lambda *_, **__: None)(chain"), names)
-    assert names["app"].state.runs is not None
