@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 from queuestream._lazy import lazy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from queuestream._meter import StreamStatistics
     from queuestream.events import TokenEvent
     from queuestream.handlers import QueueStreamHandler, StreamHandler
@@ -44,6 +46,8 @@ __all__ = [
     "stream",
 ]
 
+__getattr__: Callable[[str], object]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy(
     __name__,
     {

@@ -216,21 +216,21 @@ class Buffer(Generic[T]):
         low: int | None = None,
         join: Callable[[deque[T], T], bool] | None = None,
     ) -> None:
-        self.maxsize = checked_maxsize(maxsize)
+        self.maxsize: int = checked_maxsize(maxsize)
         # How many items may wait now: less than maxsize while some that were taken are held.
         self._limit: float = maxsize or inf
         self._holds = False
-        self.held = 0
+        self.held: int = 0
         self._low = low
         self._join = join
         # Joining changes items while they wait.
         self._needs_lock = join is not None or not _IS_ORDERED
         self.items: deque[T] = deque()
-        self.peak = 0
-        self.unfinished = 0
+        self.peak: int = 0
+        self.unfinished: int = 0
         # Both flags are set without the lock, by `shutdown`, and never cleared.
-        self.is_shutdown = False
-        self.is_closed = False
+        self.is_shutdown: bool = False
+        self.is_closed: bool = False
         self.make_lock_and_lines()
         _buffers.add(self)
 

@@ -37,8 +37,8 @@ class Counter:
     __slots__ = ("characters", "tokens", "usage")
 
     def __init__(self) -> None:
-        self.tokens = 0
-        self.characters = 0
+        self.tokens: int = 0
+        self.characters: int = 0
         self.usage: UsageMetadata | None = None
 
     def note_usage(self, usage: UsageMetadata) -> None:
@@ -115,8 +115,8 @@ class Meter:
         self.began: float | None = None
         self.first: float | None = None
         self.ended: float | None = None
-        self.merged = 0
-        self.peak = 0
+        self.merged: int = 0
+        self.peak: int = 0
         self.buffer: Buffered | None = None
         self.restarts: list[object] = []
         self.finish_reason: str | None = None

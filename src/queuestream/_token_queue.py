@@ -193,15 +193,15 @@ class TokenQueue(Generic[T]):
         is_ours: bool = False,
         join: Callable[[deque[T], T], bool] | None = None,
     ) -> None:
-        self.name = name
+        self.name: str = name
         self._is_ours = is_ours
         self._join = join
-        self.last_dropped = -inf
+        self.last_dropped: float = -inf
         self.buffer: Buffer[T] | None = None
         self._sync_q: janus.SyncQueue[T]
         self._async_q: janus.AsyncQueue[T]
         maxsize = checked_maxsize(maxsize)
-        self.is_given = queue is not None
+        self.is_given: bool = queue is not None
         if queue is None:
             self.buffer = Buffer(
                 maxsize, low=maxsize // 2, join=None if join is None else self._join_and_count
@@ -227,19 +227,19 @@ class TokenQueue(Generic[T]):
         self.consumers: list[object] = []
         self.consumer_thread: int | None = None
         self._warned = False
-        self.closed = False
+        self.closed: bool = False
         self._close_is_done = False
-        self.ended = False
+        self.ended: bool = False
         self.failure: BaseException | None = None
-        self.is_open = False
-        self.is_left = False
-        self.lock = threading.RLock()
+        self.is_open: bool = False
+        self.is_left: bool = False
+        self.lock: threading.RLock = threading.RLock()
         _queues.add(self)
 
     def measure(self, meter: Meter) -> None:
         """Measure with a meter from now on."""
         meter.buffer = self.buffer
-        self.meter = meter
+        self.meter: Meter = meter
 
     def _join_and_count(self, items: deque[T], item: T) -> bool:
         assert self._join is not None

@@ -129,5 +129,5 @@ def _tokens(text: str) -> list[str]:
     return re.findall(r"\s*\S{1,6}|\s+$", text)
 
 
-model = DemoChatModel()
+model: DemoChatModel = DemoChatModel()
 """One at the default pace, for ``queuestream run queuestream.demo:model``."""

@@ -116,12 +116,12 @@ class About:
         details: Mapping[str, Any] | None = None,
     ) -> None:
         details = details or {}
-        self.run_id = run_id
-        self.parent_run_id = parent_run_id
+        self.run_id: UUID | None = run_id
+        self.parent_run_id: UUID | None = parent_run_id
         self.name: str = details.get("name") or _name_of(serialized)
         self.tags: tuple[str, ...] = tuple(details.get("tags") or ())
         self.metadata: Mapping[str, Any] = details.get("metadata") or {}
-        self.nodes = _nodes_of(self.metadata)
+        self.nodes: tuple[str, ...] = _nodes_of(self.metadata)
 
 
 def _name_of(serialized: Any) -> str:
@@ -157,12 +157,12 @@ class ModelRun(Counter):
 
     def __init__(self, about: About, attempt: int, *, is_heard: bool) -> None:
         super().__init__()
-        self.about = about
-        self.attempt = attempt
-        self.is_heard = is_heard
-        self.streamed = False
-        self.has_text = False
-        self.is_simple = False
+        self.about: About = about
+        self.attempt: int = attempt
+        self.is_heard: bool = is_heard
+        self.streamed: bool = False
+        self.has_text: bool = False
+        self.is_simple: bool = False
 
 
 class RunFilter:
@@ -247,9 +247,9 @@ class Joinable:
     __slots__ = ("key", "run", "values")
 
     def __init__(self, run: ModelRun, key: object, value: Any) -> None:
-        self.run = run
-        self.key = key
-        self.values = [value]
+        self.run: ModelRun = run
+        self.key: object = key
+        self.values: list[Any] = [value]
 
     @staticmethod
     def join(items: deque[Any], item: object) -> bool:
@@ -293,8 +293,8 @@ class Restart:
     __slots__ = ("event", "void")
 
     def __init__(self, void: Collection[Counter], event: TokenEvent | None) -> None:
-        self.void = void
-        self.event = event
+        self.void: Collection[Counter] = void
+        self.event: TokenEvent | None = event
 
 
 _SELECT = ("text", "message", "event")
@@ -335,7 +335,7 @@ class Selection:
                 among = ", ".join(map(repr, allowed))
                 raise ValueError(f"{name} must be one of {among}; got {given!r}")
         self.select = select
-        self.filter = RunFilter(**filters)
+        self.filter: RunFilter = RunFilter(**filters)
         self.join: Callable[[deque[Any], object], bool] | None = None
         if overflow == "merge":
             self.join = Joinable.join

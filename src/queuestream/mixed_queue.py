@@ -133,7 +133,7 @@ class _Face(Generic[T]):
     __slots__ = ("buffer",)
 
     def __init__(self, buffer: Buffer[T]) -> None:
-        self.buffer = buffer
+        self.buffer: Buffer[T] = buffer
 
     @property
     def maxsize(self) -> int:

@@ -59,9 +59,9 @@ class Run:
         self._is_finished = False
         self.value: Any = None
         self.error: BaseException | None = None
-        self.gone = Latch()
+        self.gone: Latch = Latch()
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.in_background = False
+        self.in_background: bool = False
 
     def cancel(self) -> None:
         """Stop the run by its own means, if it has any.  Idempotent; takes no lock."""
@@ -146,6 +146,8 @@ class TaskRun(Run):
 
     __slots__ = ("_cancelled", "_take_back", "_task")
 
+    loop: asyncio.AbstractEventLoop | None
+
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self._task: asyncio.Task[None] | None = None
@@ -154,7 +156,8 @@ class TaskRun(Run):
 
     def start_here(self) -> None:
         """Start the task on the loop that runs in this thread."""
-        loop = self.loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        self.loop = loop
         if not self.in_background:
             self._take_back = when_closed(loop, self._lose_loop)
         containment = Containment(loop)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from queuestream._lazy import lazy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from queuestream.handlers.base import StreamHandler
     from queuestream.handlers.batch import BatchStreamHandler
     from queuestream.handlers.debug import DebugStreamHandler
@@ -32,6 +34,8 @@ __all__ = [
     "create_safe_handler",
 ]
 
+__getattr__: Callable[[str], object]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy(
     __name__,
     {

@@ -89,12 +89,12 @@ class Listener(BaseCallbackHandler):
         dual_overrides(cls, _EVENTS)
 
     def _set_up(self, *, raise_error: bool, may_wait: bool) -> None:
-        self.raise_error = raise_error
+        self.raise_error: bool = raise_error
         # Whether dual methods are coroutine functions on a loop.
-        self.may_wait = may_wait or self.has_async_overrides
+        self.may_wait: bool = may_wait or self.has_async_overrides
         self._home = running_asyncio_loop()
         self._pid = os.getpid()
-        self.has_held_up = False  # whether it has heard a run that must not wait, see `_dual`
+        self.has_held_up: bool = False  # whether it has heard a run that must not wait, see `_dual`
 
     def tap_output_iter(self, run_id: UUID, output: Iterator[Any]) -> Iterator[Any]:
         """Return ``output``.  Its being here makes models stream."""
@@ -106,11 +106,11 @@ class Listener(BaseCallbackHandler):
 
     # -- from LangChain's calls to runs ----------------------------------------------------
 
-    on_chat_model_start = _start_of("llm")
-    on_llm_start = _start_of("llm")
-    on_chain_start = _start_of("chain")
-    on_tool_start = _start_of("tool")
-    on_retriever_start = _start_of("retriever")
+    on_chat_model_start: Any = _start_of("llm")
+    on_llm_start: Any = _start_of("llm")
+    on_chain_start: Any = _start_of("chain")
+    on_tool_start: Any = _start_of("tool")
+    on_retriever_start: Any = _start_of("retriever")
 
     def _ended(self, *_args: Any, run_id: UUID, **_details: Any) -> None:
         """LangChain calls this at the end of each run."""

@@ -85,7 +85,7 @@ class StreamHandler(Listener):
     from several at once where runs go on side by side.
     """
 
-    holds_back = False  # whether a token may be delivered later than it came
+    holds_back: bool = False  # whether a token may be delivered later than it came
 
     def __init__(self, on_token: Callable[[str], object], *, raise_error: bool = False) -> None:
         if not callable(on_token):

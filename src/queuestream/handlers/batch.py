@@ -102,7 +102,7 @@ class BatchStreamHandler(StreamHandler):
     **Thread safety**: as of `StreamHandler`; deliveries of one run come one after the other.
     """
 
-    holds_back = True
+    holds_back: bool = True
 
     def __init__(
         self,
@@ -113,8 +113,8 @@ class BatchStreamHandler(StreamHandler):
         raise_error: bool = False,
     ) -> None:
         super().__init__(on_token, raise_error=raise_error)
-        self.batch_size = checked_count("batch_size", batch_size, least=1)
-        self.max_delay = checked_seconds("max_delay", max_delay)
+        self.batch_size: int = checked_count("batch_size", batch_size, least=1)
+        self.max_delay: float | None = checked_seconds("max_delay", max_delay)
 
     def _new_state(self, about: About) -> _Batch:
         return _Batch(about.run_id)

@@ -72,12 +72,13 @@ class FeedHandler(StreamHandler):
         others: The other handlers of the run, for `report_end`.
     """
 
+    has_held_up: bool
     _is_one_run = True  # whether outermost runs are steps of one
     _can_be_stale = False  # whether a run may go on when nobody is to have its items any more
 
     def __init__(self, tokens: TokenQueue[Any], selection: Selection) -> None:
         self._set_up(raise_error=True, may_wait=True)
-        self.tokens = tokens
+        self.tokens: TokenQueue[Any] = tokens
         self._selection = selection
         # Whether there are runs whose texts need nothing but to be put into our own buffer.
         self._takes_simple = (

@@ -48,9 +48,9 @@ class MemoryEfficientHandler(StreamHandler):
         raise_error: bool = False,
     ) -> None:
         super().__init__(on_token, raise_error=raise_error)
-        self.max_buffer_size = checked_count("max_buffer_size", max_buffer_size, least=1)
+        self.max_buffer_size: int = checked_count("max_buffer_size", max_buffer_size, least=1)
         self._recent: deque[str] = deque(maxlen=max_buffer_size)
-        self.token_count = 0
+        self.token_count: int = 0
 
     @property
     def recent(self) -> tuple[str, ...]:

@@ -198,7 +198,7 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
         self._open: set[UUID] = set()  # runs that were heard to start and not to end
         self._outermost: set[UUID] = set()  # those whose parent was not open
         self._callers: dict[UUID, UUID | None] = {}  # of those that LangChain reports without one
-        self.is_running = False  # one of them started, and its sentinel is not put
+        self.is_running: bool = False  # one of them started, and its sentinel is not put
         self._error: BaseException | None = None  # the first that one of them ended with
         self._stale: WeakSet[UUID] = WeakSet()  # runs that went on when an iteration ended
         self._has_stale = False

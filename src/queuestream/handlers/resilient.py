@@ -93,7 +93,7 @@ class ResilientStreamHandler(StreamHandler):
     **Thread safety**: as of `StreamHandler`.
     """
 
-    holds_back = True
+    holds_back: bool = True
 
     def __init__(
         self,
@@ -109,17 +109,17 @@ class ResilientStreamHandler(StreamHandler):
             allowed = ", ".join(map(repr, _ON_EXHAUSTED))
             raise ValueError(f"on_exhausted must be one of {allowed}; got {on_exhausted!r}")
         super().__init__(on_token, raise_error=raise_error or on_exhausted == "raise")
-        self.max_retries = checked_count("max_retries", max_retries, least=0)
+        self.max_retries: int = checked_count("max_retries", max_retries, least=0)
         seconds = checked_seconds("backoff", backoff)
         if seconds is None:
             raise TypeError(f"backoff must be a finite number of seconds, not {backoff!r}")
         self.backoff = seconds
-        self.retry_on = _checked_exceptions(retry_on)
+        self.retry_on: tuple[type[Exception], ...] = _checked_exceptions(retry_on)
         self.on_exhausted = on_exhausted
         self.may_wait = True
-        self.retry_count = 0
-        self.dropped_count = 0
-        self.undelivered = ""
+        self.retry_count: int = 0
+        self.dropped_count: int = 0
+        self.undelivered: str = ""
         options: dict[str, Any] = {
             "stop": tenacity.stop_after_attempt(1 + max_retries),
             "wait": tenacity.wait_exponential(multiplier=seconds, max=_LONGEST)

@@ -52,9 +52,9 @@ class RunStatistics:
     )
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.token_count = 0
-        self.start_time = monotonic()
+        self.name: str = name
+        self.token_count: int = 0
+        self.start_time: float = monotonic()
         self._first_time: float | None = None
         self._last_time = self.start_time
         self._end_time: float | None = None
@@ -154,7 +154,7 @@ class StatisticsStreamHandler(StreamHandler):
     **Thread safety**: as of `StreamHandler`; any thread may look at any time.
     """
 
-    holds_back = True  # the end of a run, which LangChain does not report if it is cancelled
+    holds_back: bool = True  # the end of a run, which LangChain does not report if it is cancelled
 
     def __init__(self, on_token: Callable[[str], object], *, raise_error: bool = False) -> None:
         super().__init__(on_token, raise_error=raise_error)

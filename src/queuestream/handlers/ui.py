@@ -51,7 +51,7 @@ class UIFriendlyHandler(StreamHandler):
     **Thread safety**: as of `StreamHandler`; but ``on_token`` is called once at a time.
     """
 
-    holds_back = True
+    holds_back: bool = True
 
     def __init__(
         self,

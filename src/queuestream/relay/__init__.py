@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING
 from queuestream._lazy import lazy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from queuestream.relay._entries import RelayEvent
     from queuestream.relay._subscription import Subscription
     from queuestream.relay.redis import RedisRelay
 
 __all__ = ["RedisRelay", "RelayEvent", "Subscription"]
 
+__dir__: Callable[[], list[str]]
 _get, __dir__ = lazy(
     __name__,
     {

@@ -80,7 +80,7 @@ class Settings:
     by_tag: bool
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    def client(self, socket_timeout: float) -> redis.asyncio.Redis:
+    def client(self, socket_timeout: float) -> Any:
         """A client; it does not try again by itself, because `Link.persistently` does."""
         options: dict[str, Any] = {
             "socket_connect_timeout": _SOCKET_TIMEOUT,
@@ -195,7 +195,7 @@ class Link:
         self._waiting: list[_Command] = []
         self._batch: list[_Command] = []  # what is under way
         self._sender: asyncio.Task[None] | None = None
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._hashes: dict[str, str] = {}
         self._is_closed = False
 

@@ -70,7 +70,7 @@ class Watch:
         self.cursor = cursor
         self.deadline = _NEVER
         self.start_deadline = _NEVER
-        self.is_gone = False
+        self.is_gone: bool = False
         self.reader: SharedReader | None = None
 
     def leave(self) -> None:
@@ -105,7 +105,7 @@ class SharedReader:
     """
 
     def __init__(self, link: Link, tag: str) -> None:
-        self.loop = link.loop
+        self.loop: asyncio.AbstractEventLoop = link.loop
         self._link = link
         self._client = link.settings.client(BLOCK + 5.0)
         self._watches: dict[str, list[Watch]] = {}

@@ -58,7 +58,7 @@ class SubscriptionWatch(Watch):
     def __init__(self, name: str, keys: Keys, cursor: EntryId) -> None:
         super().__init__(name, keys, cursor)
         self.queue: MixedQueue[RelayEvent | _End] = MixedQueue(0)
-        self.is_paused = False
+        self.is_paused: bool = False
         self.told_at_end: Mapping[str, Any] = {}
 
     def take(self, entry: Entry) -> bool:

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 from queuestream._lazy import lazy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from queuestream.ui.console import console_stream
     from queuestream.ui.gradio import gradio_chat
     from queuestream.ui.streamlit import StreamlitStream, streamlit_stream
 
 __all__ = ["StreamlitStream", "console_stream", "gradio_chat", "streamlit_stream"]
 
+__getattr__: Callable[[str], object]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy(
     __name__,
     {

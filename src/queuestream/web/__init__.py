@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING
 from queuestream._lazy import lazy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from queuestream.web.sse import sse_response
     from queuestream.web.websocket import websocket_stream
 
 __all__ = ["sse_response", "websocket_stream"]
 
+__dir__: Callable[[], list[str]]
 _get, __dir__ = lazy(
     __name__,
     {

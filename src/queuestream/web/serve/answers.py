@@ -144,7 +144,7 @@ class Runs:
         self.limit = limit
         self.followers: list[Runs] = []
         self._open: set[Counted] = set()
-        self.is_closing = False
+        self.is_closing: bool = False
 
     def __len__(self) -> int:
         """How many there are."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HANDLERS", "Refused", "logger", "say_no", "who"]
 
-logger = logging.getLogger("queuestream.web.serve")
+logger: logging.Logger = logging.getLogger("queuestream.web.serve")
 
 _PATIENCE = 2.0  # seconds
 _MOST_THROWN_AWAY = 64 * 2**20  # bytes
@@ -53,7 +53,7 @@ class Refused(Exception):  # noqa: N818 - an answer, and no failure of ours
         self.message = message
         self.headers = headers
         self.leaves_a_body = leaves_a_body
-        self.body = openai_error(message, status, code)
+        self.body: dict[str, Any] = openai_error(message, status, code)
         self.body["error"]["param"] = param
 
 
