@@ -39,7 +39,8 @@ def test_cis_script_is_an_executable_program_of_bash() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["lint", "typing", "py310", "py314", "langchain-min", "stress", "docs", "demo"]
+    "name",
+    ["lint", "typing", "py310", "py314", "langchain-min", "stress", "docs", "demo", "package"],
 )
 def test_tox_without_arguments_runs(name: str) -> None:
     tox = configparser.ConfigParser(interpolation=None)

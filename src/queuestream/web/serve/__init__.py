@@ -15,6 +15,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+try:
+    import starlette as _starlette  # noqa: F401 - before the modules that need it
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "queuestream.web.serve needs starlette, which is not installed: "
+        'pip install "queuestream[web]"',
+        name=error.name,
+    ) from error
+
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
