@@ -12,11 +12,12 @@ process.
 
 from __future__ import annotations
 
+import importlib
 import time
 from typing import TYPE_CHECKING, Any, cast
 
 try:
-    import starlette as _starlette  # noqa: F401 - before the modules that need it
+    importlib.import_module("starlette")  # before the modules that need it
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "queuestream.web.serve needs starlette, which is not installed: "
