@@ -7,6 +7,7 @@ word.  So each loop that matters has a ``close`` of its own, which does the same
 from __future__ import annotations
 
 import itertools
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["when_closed"]
+
+_logger = logging.getLogger("queuestream")
 
 _numbers = itertools.count()
 
@@ -38,7 +41,10 @@ class _Close:
             if loop.is_closed():
                 told, self.told = self.told, {}
                 for tell in tuple(told.values()):
-                    tell()
+                    try:
+                        tell()
+                    except Exception:  # noqa: PERF203 - the others are to hear of it, too
+                        _logger.exception("whoever was told that a loop was closed has failed")
             else:  # it runs, and says so
                 own["close"] = self
 

@@ -256,6 +256,18 @@ def test_a_run_that_failed_is_begun_again_when_it_is_asked_again(
     served.wait_until_idle()
 
 
+def test_a_model_that_takes_too_long(
+    make_relay: Any, serve: Serve, gated: ScriptedChatModel
+) -> None:
+    """Its timeout is one in the process that writes, and told as one in any other."""
+    here = serve(gated, relay=make_relay(), first_token_timeout=0.05)
+    there = serve(gated, relay=make_relay())
+    name = str(uuid.uuid4())
+    for response in (put(address(here, name)), httpx.get(address(there, name))):
+        assert response.status_code == 504
+    gated.record.wait_until_finalized()
+
+
 def test_what_a_run_without_a_model_returns_is_kept_too(make_relay: Any, serve: Serve) -> None:
     def shout(question: str) -> str:
         return question.upper()

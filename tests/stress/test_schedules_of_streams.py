@@ -18,6 +18,8 @@ import anyio.lowlevel
 import pytest
 
 from queuestream import stream
+from queuestream._buffer import Buffer
+from queuestream.producers import Run
 from tests.stress.test_many import hasty
 from tests.support.backends import EAGER
 from tests.support.consumers import CONSUMERS, IMPOSSIBLE, RUN_IN
@@ -185,6 +187,39 @@ def test_streams_by_lot(run_in: str, consumer: Any) -> None:
         pytest.skip("eager tasks came with Python 3.12")
     with hasty():
         assert follow(run_in, consumer, range(40)) == 40
+
+
+def loses_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_now, try_put = Buffer.put_now, Buffer.try_put
+
+    def is_lost(item: Any) -> bool:  # a text comes with its model run
+        return isinstance(item, tuple) and "t2 " in item
+
+    def put_now_or_lose(self: Any, item: Any) -> bool:
+        return is_lost(item) or put_now(self, item)
+
+    def try_put_or_lose(self: Any, item: Any, *args: Any, **kwargs: Any) -> Any:
+        return None if is_lost(item) else try_put(self, item, *args, **kwargs)
+
+    monkeypatch.setattr(Buffer, "put_now", put_now_or_lose)
+    monkeypatch.setattr(Buffer, "try_put", try_put_or_lose)
+
+
+def forgets_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    finish: Any = Run._finish
+    monkeypatch.setattr(Run, "_finish", lambda self, value=None, error=None: finish(self, value))
+
+
+@pytest.mark.parametrize("plant", [loses_a_token, forgets_the_error])
+@pytest.mark.parametrize("run_in, name", [("thread", "for"), ("task", "asyncio")])
+def test_a_planted_bug_is_noticed(
+    run_in: str, name: str, plant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary: plans that fit whatever comes prove nothing."""
+    plant(monkeypatch)
+    (consumer,) = (one for one in CONSUMERS if one.name == name)
+    with hasty(), pytest.raises(AssertionError, match="Plan"):
+        follow(run_in, consumer, range(40))
 
 
 @pytest.mark.stress

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 CONSUMERS = ["next", "anext", "anext cancelled", "pieces", "apieces", "apieces cancelled"]
 OTHERS = ["nothing", "close", "another next", "the run fails", "closed by the run"]
-PAIRS = list(itertools.product(CONSUMERS, OTHERS))
+PAIRS = [
+    *itertools.product(CONSUMERS, OTHERS),
+    *((consumer, "its loop is closed") for consumer in CONSUMERS if consumer.startswith("a")),
+]
 TOKENS = ["a1 ", "a2 "]
 BRANCH = ["b1 "]
 
@@ -116,6 +119,10 @@ class Case:
                 schedule.thread("cancels", loop.cancel)
         if self.other == "close":
             schedule.thread("closes", answer.close)
+        elif self.other == "its loop is closed":
+            assert self.loop is not None
+            schedule.thread("closes the loop", self.loop.shut)
+            schedule.thread("heir", lambda: self.inherit(iterable))
         elif self.other == "another next":
             schedule.thread("another", lambda: self.intrude(answer))
 
@@ -167,6 +174,14 @@ class Case:
                 return
             except ConcurrentIterationError:
                 is_refused = True
+
+    def inherit(self, iterable: Any) -> None:
+        """Go on for a consumer whose loop was closed, once its task is dropped."""
+        assert self.loop is not None
+        self.schedule.point(self.loop.is_closed)
+        self.loop.forget()
+        if self.end is None:
+            self.consume(iterable)
 
     def intrude(self, answer: TokenStream[str]) -> None:
         """Ask for one token, while another may be waiting."""
@@ -225,6 +240,13 @@ def test_no_wild_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> Non
     sample(of(pair), count=250, seed=1_000)
 
 
+class PassesNoWakeUpOn(Buffer[Any]):
+    __slots__ = ()
+
+    def _leave(self, waiter: Waiter) -> None:
+        pass
+
+
 class WakesNobodyAtTheEnd(Buffer[Any]):
     __slots__ = ()
 
@@ -251,6 +273,8 @@ PLANTED = [
     (WakesNobodyAtTheEnd, ("anext", "close")),
     (DropsAtTheEnd, ("anext", "nothing")),
     (WakesNoPutter, ("next", "nothing")),
+    (PassesNoWakeUpOn, ("anext", "its loop is closed")),
+    (PassesNoWakeUpOn, ("apieces cancelled", "nothing")),
 ]
 
 

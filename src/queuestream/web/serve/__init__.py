@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 try:
     importlib.import_module("starlette")  # before the modules that need it
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(
         "queuestream.web.serve needs starlette, which is not installed: "
         'pip install "queuestream[web]"',
-        name=error.name,
-    ) from error
+        name=_error.name,
+    ) from _error
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware

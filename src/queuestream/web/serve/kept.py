@@ -323,6 +323,8 @@ class KeptAnswers:
             return Refused(503, "The server that made this answer has gone.", code="interrupted")
         if isinstance(error, RelayUnavailableError):
             return Refused(503, "The answers are out of reach.", code="relay_unavailable")
+        if isinstance(error, RemoteRunError) and error.type_name == "StreamTimeoutError":
+            error = TimeoutError()
         error = error or RuntimeError()
         return Refused(status_of(error), safe_message(error))
 
