@@ -24,6 +24,7 @@ import pytest
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableParallel
 
 from queuestream import QueueStreamHandler, stream
+from queuestream._buffer import Buffer
 from queuestream.errors import RunStopped, StreamClosedError
 from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.models import ScriptedChatModel, SyncOnlyChatModel, tokens
@@ -294,7 +295,15 @@ PROGRAMS: list[Callable[[], None]] = [
     fork_and_exit_in_child,
 ]
 
+
+def wake_nobody_at_the_end() -> None:
+    """A planted bug: closing a queue, and the end of the interpreter, let go of nobody."""
+    Buffer.shutdown = lambda *_, **__: None  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
+    if "planted" in sys.argv:
+        wake_nobody_at_the_end()
     atexit.register(lambda: print("left", time.monotonic(), flush=True))  # first in, last out
     next(program for program in PROGRAMS if program.__name__ == sys.argv[1])()
     print("leaving", time.monotonic(), flush=True)

@@ -37,17 +37,17 @@ LIMIT = 2.0  # seconds from the end of the main thread until nothing is waited f
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is for Unix")
 
 
-def leave(program: Callable[[], None]) -> str:
+def leave(program: Callable[[], None], *more: str, within: float = 15) -> str:
     """Run a program; what it printed, if it ended well and in time."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.promises.leaving", program.__name__],
+        [sys.executable, "-m", "tests.promises.leaving", program.__name__, *more],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
         try:
-            printed, complaints = process.communicate(timeout=15)
+            printed, complaints = process.communicate(timeout=within)
         except subprocess.TimeoutExpired:
             process.kill()
             printed, complaints = process.communicate()
@@ -78,6 +78,12 @@ def leave(program: Callable[[], None]) -> str:
 def test_the_interpreter_ends(program: Callable[[], None]) -> None:
     """Hazard: it joins a thread that waits for a consumer who has gone."""
     leave(program)
+
+
+def test_a_process_that_cannot_exit_is_noticed() -> None:
+    """The canary: programs that end whatever we do prove nothing."""
+    with pytest.raises(pytest.fail.Exception, match="does not end"):
+        leave(cancelled_from_outside, "planted", within=4)
 
 
 def test_a_consumer_that_outlives_main_gets_everything() -> None:
