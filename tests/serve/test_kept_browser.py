@@ -77,8 +77,11 @@ def test_a_silent_answer_is_waited_for_after_a_reload_and_can_be_stopped(
     assert times(server, "MODEL asked silent") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("reloads", [False, True], ids=["the page stays", "the page is reloaded"])
+@pytest.mark.parametrize(
+    "number, reloads",
+    [(signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGTERM, False)],
+    ids=["killed", "killed, and the page is reloaded", "stopped"],
+)
 def test_the_server_is_restarted_in_the_middle_of_an_answer(
     page: Any, kept: Callable[..., Server], number: int, reloads: bool
 ) -> None:
