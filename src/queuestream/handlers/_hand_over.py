@@ -2,18 +2,18 @@
 
 A thread that waits for one is told when it can't: the loop dies or is closed, before the
 coroutine has begun or after that.  A closed loop tells nobody; but it drops what it was to
-call, and whatever only that refers to.
+call, and whatever only that refers to, and `_loop_end` tells of it those that have begun.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import weakref
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from queuestream._background import on_background_loop
+from queuestream._loop_end import when_closed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -39,11 +39,10 @@ class _HandOver:
     def start(self) -> None:
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is not None:
-            loop = asyncio.get_running_loop()
-            self._task = loop.create_task(self._work(coroutine, _begun_on(loop).hand_overs))
+            self._task = asyncio.get_running_loop().create_task(self._work(coroutine))
 
-    async def _work(self, coroutine: Coroutine[Any, Any, Any], begun: set[_HandOver]) -> None:
-        begun.add(self)
+    async def _work(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        take_back = when_closed(asyncio.get_running_loop(), self.lose)
         try:
             value = await coroutine
         except (asyncio.CancelledError, GeneratorExit) as error:
@@ -53,7 +52,7 @@ class _HandOver:
         else:
             self._end(None, value)
         finally:
-            begun.discard(self)
+            take_back()
 
     def lose(self, cause: BaseException | None = None) -> None:
         """It won't come to its end.  To a thread, that is no cancellation."""
@@ -76,37 +75,6 @@ class _HandOver:
 
     def __del__(self) -> None:
         self.lose()
-
-
-class _Begun:
-    """The hand-overs that have begun on one loop, which lose them if it is closed.
-
-    A loop that is closed tells its tasks nothing; but it drops its timers, and this with one.
-    """
-
-    def __init__(self) -> None:
-        self.hand_overs: set[_HandOver] = set()
-
-    def keep(self) -> None:
-        """What the timer would do."""
-
-    def __del__(self) -> None:
-        for hand_over in tuple(self.hand_overs):
-            hand_over.lose()
-
-
-_begun: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[_Begun]]
-_begun = weakref.WeakKeyDictionary()
-
-
-def _begun_on(loop: asyncio.AbstractEventLoop) -> _Begun:
-    reference = _begun.get(loop)
-    begun = None if reference is None else reference()
-    if begun is None:
-        begun = _Begun()
-        _begun[loop] = weakref.ref(begun)
-        loop.call_later(10 * 365 * 86400, begun.keep)
-    return begun
 
 
 def run_in_background(coroutine: Coroutine[Any, Any, R]) -> R:
