@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-__all__ = ["when_closed"]
+__all__ = ["LOOP_CLOSED", "when_closed"]
 
 _logger = logging.getLogger("queuestream")
+
+LOOP_CLOSED = "the event loop that the run was on was closed"
+"""What a consumer is told then."""
 
 _numbers = itertools.count()
 
@@ -49,6 +52,10 @@ class _Close:
                 own["close"] = self
 
 
+def _nothing() -> None:
+    """There is nothing to take back."""
+
+
 def when_closed(
     loop: asyncio.AbstractEventLoop, tell: Callable[[], object]
 ) -> Callable[[], object]:
@@ -69,7 +76,7 @@ def when_closed(
     if close is None:
         close = own["close"] = _Close(loop)
     elif not isinstance(close, _Close):
-        return int
+        return _nothing
     number = next(_numbers)
     close.told[number] = tell
     return partial(close.told.pop, number, None)

@@ -63,7 +63,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_MAXSIZE",
-    "LOOP_CLOSED",
     "RUN_THREAD",
     "Ended",
     "TimedOut",
@@ -76,9 +75,6 @@ logger = logging.getLogger("queuestream")
 
 T = TypeVar("T")
 
-
-LOOP_CLOSED = "the event loop that the run was on was closed"
-"""What a consumer is told then."""
 
 RUN_THREAD = "queuestream run"
 """How the names of the threads begin that work for a run."""

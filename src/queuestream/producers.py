@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from queuestream._background import death_of, on_background_loop, start_daemon
 from queuestream._containment import Containment, uncarried
-from queuestream._loop_end import when_closed
-from queuestream._token_queue import LOOP_CLOSED, RUN_THREAD, consumer_error, logger
+from queuestream._loop_end import LOOP_CLOSED, when_closed
+from queuestream._token_queue import RUN_THREAD, consumer_error, logger
 from queuestream._turns import running_asyncio_loop
 from queuestream._wakeups import Latch
 from queuestream.errors import RunCancelledError, RunStopped

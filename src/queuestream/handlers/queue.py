@@ -19,14 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 from weakref import WeakSet, ref
 
-from queuestream._loop_end import when_closed
-from queuestream._token_queue import (
-    DEFAULT_MAXSIZE,
-    LOOP_CLOSED,
-    Ended,
-    TokenQueue,
-    consumer_error,
-)
+from queuestream._loop_end import LOOP_CLOSED, when_closed
+from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consumer_error
 from queuestream._turns import running_asyncio_loop
 from queuestream.errors import RunCancelledError
 from queuestream.events import Selection, value_of
