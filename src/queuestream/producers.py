@@ -158,14 +158,14 @@ class TaskRun(Run):
         """Start the task on the loop that runs in this thread."""
         loop = asyncio.get_running_loop()
         self.loop = loop
-        if not self.in_background:
-            self._take_back = when_closed(loop, self._lose_loop)
         containment = Containment(loop)
         work = containment.contain(self._work(containment))
         task = self._task = self._call.context.run(loop.create_task, work)
         # A loop refers to its tasks weakly only, and the consumer may be gone before it.
         _tasks.add(task)
         task.add_done_callback(self._task_done)
+        if not self.in_background:  # which cancels its tasks before it is closed
+            self._take_back = when_closed(loop, self._lose_loop)
         if self._call.tokens.closed:  # before there was a task to cancel
             self.cancel()
 

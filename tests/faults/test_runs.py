@@ -348,6 +348,25 @@ def test_a_loop_is_closed_under_one_of_a_handlers_runs(
     assert list(handler) == tokens(9)
 
 
+def test_a_run_that_no_task_can_be_made_for_is_not_watched() -> None:
+    """Promise 9.  Hazard: a loop that goes on keeps a run that never began."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    async def begin() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(refuse)
+        with pytest.raises(MemoryError):
+            await stream(ScriptedChatModel(tokens=tokens(2)), "?").__aenter__()
+        loop.set_task_factory(None)
+        assert "close" not in vars(loop)
+
+    with pytest.warns(RuntimeWarning, match="never awaited"):
+        asyncio.run(begin())
+        gc.collect()
+
+
 def test_loops_that_come_and_go_leave_nothing_behind() -> None:
     """Promises 9 and 10.  Hazard: what watches a loop keeps it, or wakes it."""
     loops: list[Any] = []
