@@ -298,6 +298,23 @@ def test_runs_and_readers_are_limited(
     assert put(address(served)).status_code == 201
 
 
+def test_a_reader_too_many_asks_no_model(
+    make_relay: Any, serve: Serve, gated: ScriptedChatModel
+) -> None:
+    """Hazard: the run begins, and then there is no place for whoever wanted it."""
+    served = serve(gated, relay=make_relay(), max_streams=2)
+    url = address(served)
+    assert gated.gate is not None
+    gated.gate.release(1)
+    with reading(url) as one, reading(url) as other:
+        read_tokens(one, 1)
+        read_tokens(other, 1)
+        assert code_of(put(address(served))) == (429, "too_many_streams")
+        assert gated.record.calls == len(served.app.state.runs) == 1
+        gated.gate.open()
+    served.wait_until_idle()
+
+
 def test_a_server_that_ends_tells_its_readers_to_ask_another(
     make_relay: Any, serve: Serve, gated: ScriptedChatModel
 ) -> None:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from queuestream.token_stream import TokenStream
     from queuestream.web.serve.answers import Run
     from queuestream.web.serve.completions import ChatCompletions
+    from queuestream.web.serve.request import ChatRequest
 
 __all__ = ["KeptAnswers", "Relay"]
 
@@ -104,10 +105,15 @@ class _Publication:
 
 
 class _Reader:
-    """The events of a run, fit for somebody who sees nothing of it; as `Run` has them."""
+    """The events of a run, fit for somebody who sees nothing of it; as `Run` has them.
+
+    Attributes:
+        events: The subscription.
+        failure: Why they have ended, if they did so early.
+    """
 
     def __init__(self, events: Any, *, with_tool_calls: bool) -> None:
-        self._events = events
+        self.events = events
         self._with_tool_calls = with_tool_calls
         self._number = 0
         self._is_over = False
@@ -121,14 +127,14 @@ class _Reader:
             raise StopAsyncIteration
         try:
             while True:
-                event: TokenEvent = await anext(self._events)
+                event: TokenEvent = await anext(self.events)
                 if event.kind != "tool_call" or self._with_tool_calls:
                     self._number += 1
                     return event
         except StopAsyncIteration:
             self._is_over = True
-            if self._events.returned:
-                return str(self._events.returned)
+            if self.events.returned:
+                return str(self.events.returned)
             raise
         except Exception as error:
             self.failure = error
@@ -137,12 +143,12 @@ class _Reader:
     @property
     def finish_reason(self) -> str | None:
         """As of the run."""
-        reason: str | None = self._events.finish_reason
+        reason: str | None = self.events.finish_reason
         return shown_reason(reason, with_tool_calls=self._with_tool_calls)
 
     def close(self) -> None:
         """Read no more."""
-        self._events.close()
+        self.events.close()
 
     async def aclose(self) -> None:
         """Read no more."""
@@ -193,12 +199,21 @@ class KeptAnswers:
             await JSONResponse(told)(scope, receive, send)
             return
         try:
-            read = self._put if request.method == "PUT" else self._get
-            reader, response = await read(stream_id, request)
+            asked = await self._completions.read(request) if request.method == "PUT" else None
         except ClientDisconnect:
             logger.warning("%s left before the request was there", who(request))
             return
-        with self._readers.opened(reader, who(request)):
+        reader = _Reader(
+            self._events(stream_id, request), with_tool_calls=self._completions.serves_a_model
+        )
+        with self._readers.opened(reader, who(request)):  # before a model is asked for it
+            if asked is None:
+                await self._find(stream_id)
+                status, include_usage = 200, True
+            else:
+                is_new = await self._ask(stream_id, asked, reader, who(request))
+                status, include_usage = 201 if is_new else 200, asked.include_usage
+            response = self._response(request, reader, status, include_usage=include_usage)
             await response(scope, receive, send)
 
     def _id_in(self, request: Request) -> str:
@@ -212,31 +227,29 @@ class KeptAnswers:
             )
         return f"{self._name}/{given}"
 
-    async def _put(self, stream_id: str, request: Request) -> tuple[_Reader, Response]:
-        asked = await self._completions.read(request)
-        events = self._events(stream_id, request)
+    async def _ask(self, stream_id: str, asked: ChatRequest, reader: _Reader, name: str) -> bool:
+        """See to it that there is a run to be read; whether it begins with this."""
         publication = self._publications.get(stream_id)
         is_new = False
         if publication is None:
             status = await self._asking(self._relay.status(stream_id))
             publication = self._publications.get(stream_id)  # somebody may have been quicker
             if publication is None and status in _TO_BEGIN:
-                publication = self._begin(stream_id, self._completions.run(asked), who(request))
+                publication = self._begin(stream_id, self._completions.run(asked), name)
                 is_new = True
                 if status == "pending":  # a cursor is that of a run which has expired
-                    events = self._relay.subscribe(stream_id)
+                    reader.events = self._relay.subscribe(stream_id)
         if publication is not None:
             await publication.is_open.wait()
             if publication.failure is not None:
                 raise self._told(publication.failure) from publication.failure
-        return self._answer(request, events, 201 if is_new else 200, usage=asked.include_usage)
+        return is_new
 
-    async def _get(self, stream_id: str, request: Request) -> tuple[_Reader, Response]:
-        events = self._events(stream_id, request)
+    async def _find(self, stream_id: str) -> None:
+        """See whether there is a run to be read."""
         is_ours = stream_id in self._publications
         if not is_ours and await self._asking(self._relay.status(stream_id)) == "pending":
             raise Refused(404, "There is no such answer, or not any more.", code="answer_not_found")
-        return self._answer(request, events, 200, usage=True)
 
     def _events(self, stream_id: str, request: Request) -> AsyncIterator[TokenEvent]:
         after = request.headers.get("last-event-id")
@@ -293,19 +306,18 @@ class KeptAnswers:
 
     # -- reading -----------------------------------------------------------------------------
 
-    def _answer(
-        self, request: Request, events: AsyncIterator[TokenEvent], status: int, *, usage: bool
-    ) -> tuple[_Reader, Response]:
-        reader = _Reader(events, with_tool_calls=self._completions.serves_a_model)
+    def _response(
+        self, request: Request, reader: _Reader, status: int, *, include_usage: bool
+    ) -> Response:
         wire = _Wire(
             lambda: self._told(reader.failure),
             model=self._name,
-            include_usage=usage,
+            include_usage=include_usage,
             id=f"chatcmpl-{request.path_params['id']}",
         )
         response = _Response(reader, wire, self._told, **self._response_options)
         response.status_code = status
-        return reader, response
+        return response
 
     def _told(self, error: BaseException | None) -> Refused:
         """What a client is told of an error; those that have a 503 are worth another try."""
