@@ -364,7 +364,6 @@ def test_a_run_that_no_task_can_be_made_for_is_not_watched() -> None:
 
     with pytest.warns(RuntimeWarning, match="never awaited"):
         asyncio.run(begin())
-        gc.collect()
 
 
 def test_loops_that_come_and_go_leave_nothing_behind() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from contextlib import contextmanager
@@ -12,12 +13,14 @@ import httpx
 import pytest
 from langchain_core.runnables import RunnableLambda
 
+from tests.relay.servers import RedisServer
 from tests.serve.conftest import ask, chunks_of, text_of
 from tests.support.gates import Gate, eventually
 from tests.support.models import ScriptedChatModel, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.serve.conftest import Served
 
@@ -340,6 +343,62 @@ def test_a_server_that_ends_tells_its_readers_to_ask_another(
     assert [chunk["restart"] for chunk in chunks if "restart" in chunk] == [2]
     assert text_of(chunks) == WHOLE
     there.wait_until_idle()
+
+
+class Slow:
+    """A relay whose answers are held up until so many wait for them."""
+
+    def __init__(self, relay: Any, parties: int) -> None:
+        self._relay = relay
+        self._parties = parties
+        self._all_are_here = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._relay, name)
+
+    async def status(self, id: str) -> str:
+        found: str = await self._relay.status(id)
+        self._parties -= 1
+        if not self._parties:
+            self._all_are_here.set()
+        await self._all_are_here.wait()
+        return found
+
+
+def test_two_who_find_nothing_at_once_ask_the_model_once(make_relay: Any) -> None:
+    """Hazard: both have heard that nobody has asked before either of them begins."""
+    from queuestream.web.serve import create_app  # noqa: PLC0415 - an extra
+
+    model = ScriptedChatModel(tokens=WORDS)
+    path = f"/v1/answers/{uuid.uuid4()}"
+
+    async def ask_twice() -> list[httpx.Response]:
+        app = create_app(model, relay=Slow(make_relay(), parties=2))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await asyncio.gather(*(client.put(path, json=ask()) for _ in range(2)))
+
+    answers = asyncio.run(ask_twice())
+    assert sorted(answer.status_code for answer in answers) == [200, 201]
+    assert [text_of(chunks_of(answer.text)) for answer in answers] == [WHOLE, WHOLE]
+    assert model.record.calls == 1
+
+
+def test_a_server_that_ends_while_redis_is_away(
+    make_relay: Any, serve: Serve, gated: ScriptedChatModel, tmp_path: Path
+) -> None:
+    """Hazards: its last words wait for Redis, or are left behind as a task that nobody awaits."""
+    with RedisServer(tmp_path) as redis:
+        served = serve(gated, relay=make_relay(redis.url, outage=0.1))
+        assert gated.gate is not None
+        gated.gate.release(1)
+        with reading(address(served)) as lines:
+            read_tokens(lines, 1)
+            redis.kill()
+            served.app.state.runs.close_all()
+            assert '"code":"shutting_down"' in "".join(lines)
+        served.wait_until_idle()
+    gated.record.wait_until_finalized()
 
 
 @pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])

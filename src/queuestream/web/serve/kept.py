@@ -19,10 +19,11 @@ An id is a secret: who knows it can read the answer, so it must be one that nobo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
@@ -276,21 +277,23 @@ class KeptAnswers:
         except RuntimeError:
             raise Refused(501, "Answers are kept by servers on asyncio only.") from None
         publication = _Publication(run)
-        counted = ExitStack()
+        counted = contextlib.ExitStack()
         counted.enter_context(self._runs.opened(publication, name))
         self._publications[stream_id] = publication
         publication.task = loop.create_task(self._publish(stream_id, publication, counted))
         return publication
 
-    async def _publish(self, stream_id: str, publication: _Publication, counted: ExitStack) -> None:
+    async def _publish(
+        self, stream_id: str, publication: _Publication, counted: contextlib.ExitStack
+    ) -> None:
         try:
             await self._relay.publish(
                 stream_id, publication.run.tokens, on_open=publication.is_open.set
             )
         except asyncio.CancelledError:
             # What was posted to the relay before is written when this is answered.
-            last = asyncio.ensure_future(self._relay.status(stream_id))
-            await asyncio.wait([last], timeout=_FLUSH)
+            with contextlib.suppress(Exception), anyio.move_on_after(_FLUSH):
+                await self._relay.status(stream_id)
         except StreamClosedError:
             pass  # by whoever stopped it
         # What would end a program must not end a server.
