@@ -386,6 +386,7 @@ def test_headers_that_keep_a_browser_safe(served: Served, path: str) -> None:
         ({"select": "text"}, TypeError, "select"),
         ({"queue": None}, TypeError, "queue"),
         ({"max_size": 3}, TypeError, "maxsize"),
+        ({"relay": "redis://localhost"}, TypeError, "relay must be a queuestream.relay.RedisRelay"),
         ({"run_in": "nowhere"}, ValueError, "run_in"),
     ],
     ids=str,

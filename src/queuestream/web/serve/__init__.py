@@ -134,6 +134,8 @@ def create_app(
     for what, given in (("ping", ping), ("send_timeout", send_timeout)):
         if checked_seconds(what, given) == 0:
             raise ValueError(f"{what} must be more than 0 seconds, or None")
+    if relay is not None and not callable(getattr(relay, "publish", None)):
+        raise TypeError(f"relay must be a queuestream.relay.RedisRelay, or None; not {relay!r}")
     stream(target, None, select="event", **options).close()  # is all of it allowed?
     called = name or _name_of(target)
     runs = Runs(max_streams)
