@@ -101,6 +101,37 @@ def test_the_server_is_restarted_in_the_middle_of_an_answer(
     assert answer(page).get_by_role("alert").is_hidden()
 
 
+def test_an_answer_that_begins_again_and_again_is_given_up(
+    page: Any, kept: Callable[..., Server]
+) -> None:
+    """Hazard: each beginning brings a token, counts as progress, and is paid for.
+
+    Whatever is asked for begins, says one token, and breaks off, as if it killed its server.
+    """
+    server = kept()
+    asked: list[str] = []
+
+    def begin_and_break_off(route: Any) -> None:
+        asked.append(route.request.method)
+        chunk = '{"choices": [{"index": 0, "delta": {"content": "so far"}}]}'
+        event = f"id: {1_800_000_000_000 + len(asked)}-1\ndata: {chunk}\n\n"
+        route.fulfill(status=201, content_type="text/event-stream", body=event)
+
+    page.clock.install()  # the pauses between the tries are the page's, and not the test's
+    page.route("**/v1/answers/*", begin_and_break_off)
+    page.goto(server.url)
+    page.get_by_text("ready", exact=True).wait_for()
+    ask(page, "hello")
+    error = answer(page).get_by_role("alert")
+    for _ in range(20):
+        page.clock.run_for(20_000)
+        if error.is_visible():
+            break
+    error.get_by_text("The connection was lost.").wait_for()
+    assert asked == ["PUT"] * 7
+    assert text_of(page) == "so far"
+
+
 def test_an_answer_that_has_expired_is_not_asked_again_unasked(
     page: Any, kept: Callable[..., Server]
 ) -> None:

@@ -101,17 +101,19 @@ async function run(turn, view, { isResumed = false } = {}) {
   remember();
   try {
     let onlyRead = isResumed;
+    let begun = 0; // times that the answer began, each of which has its price
     for (let attempt = 1; ; attempt += 1) {
       const { last } = turn;
       try {
-        await stream(turn, view, own.signal, onlyRead);
+        await stream(turn, view, own.signal, { onlyRead, onNew: () => (begun += 1) });
         turn.end = "done";
         tell("ready", "ready");
         at("news").textContent = "The answer is complete.";
         return;
       } catch (failure) {
         if (turn.last !== last) attempt = 1; // it goes on
-        if (own.signal.aborted || !failure.isTransient || attempt > TRIES) throw failure;
+        const isEnough = attempt > TRIES || begun > TRIES;
+        if (own.signal.aborted || !failure.isTransient || isEnough) throw failure;
         onlyRead = false;
         tell("lost", "reconnecting…");
         say(note, `${failure.message} Asking again (${attempt} of ${TRIES})…`);
@@ -132,7 +134,7 @@ async function run(turn, view, { isResumed = false } = {}) {
 }
 
 /** Show one attempt at an answer. */
-async function stream(turn, view, signal, onlyRead) {
+async function stream(turn, view, signal, { onlyRead, onNew }) {
   const text = view.querySelector(":scope > .text");
   const reasoning = view.querySelector(".reasoning");
   const rate = new Rate(view.querySelector(".numbers"));
@@ -155,8 +157,10 @@ async function stream(turn, view, signal, onlyRead) {
   try {
     for await (const piece of answerTo(messagesFor(turn), options)) {
       if (piece.isNew !== undefined) {
-        if (!piece.isNew) accept();
-        else turn.last = "";
+        if (piece.isNew) {
+          onNew();
+          turn.last = "";
+        } else accept();
         continue;
       }
       if (piece.last) turn.last = piece.last;
