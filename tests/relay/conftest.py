@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.relay.servers import MISSING, RedisServer
+from tests.relay.servers import MISSING, RedisServer, relays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,21 +36,8 @@ def durable_server(tmp_path: Any) -> Iterator[RedisServer]:
 @pytest.fixture
 def make_relay(redis_server: RedisServer) -> Iterator[Callable[..., Any]]:
     """Make relays whose keys are this test's own; they are closed at its end."""
-    from queuestream.relay import RedisRelay  # noqa: PLC0415 - not installed everywhere
-
-    prefix = f"test-{uuid.uuid4().hex[:8]}"
-    relays: list[Any] = []
-
-    def make(url: str | None = None, **options: Any) -> Any:
-        options.setdefault("prefix", prefix)
-        relay = RedisRelay.from_url(url or redis_server.url, **options)
-        relays.append(relay)
-        return relay
-
-    make.prefix = prefix  # type: ignore[attr-defined]
-    yield make
-    for relay in relays:
-        relay.close()
+    with relays(redis_server.url) as make:
+        yield make
 
 
 class Program:

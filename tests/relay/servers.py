@@ -9,14 +9,17 @@ import socket
 import subprocess
 import threading
 import time
-from typing import TYPE_CHECKING
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from typing_extensions import Self
 
-__all__ = ["MISSING", "Cutter", "RedisServer", "find_server", "free_port"]
+__all__ = ["MISSING", "Cutter", "RedisServer", "find_server", "free_port", "relays"]
 
 
 def find_server() -> str | None:
@@ -112,6 +115,25 @@ class RedisServer:
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGCONT)
         self.kill()
+
+
+@contextmanager
+def relays(url: str) -> Iterator[Callable[..., Any]]:
+    """Make relays with keys of their own, ``make.prefix``; they are closed at the end."""
+    from queuestream.relay import RedisRelay  # noqa: PLC0415 - not installed everywhere
+
+    prefix = f"test-{uuid.uuid4().hex[:8]}"
+    made: list[Any] = []
+
+    def make(url: str = url, **options: Any) -> Any:
+        options.setdefault("prefix", prefix)
+        made.append(RedisRelay.from_url(url, **options))
+        return made[-1]
+
+    make.prefix = prefix  # type: ignore[attr-defined]
+    yield make
+    for relay in made:
+        relay.close()
 
 
 class Cutter:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from langchain_core.runnables import RunnableLambda
 
-from tests.relay.servers import RedisServer
+from tests.relay.servers import RedisServer, relays
 from tests.serve.conftest import ask, chunks_of, text_of
 from tests.support.gates import Gate, eventually
 from tests.support.models import ScriptedChatModel, tokens
@@ -33,18 +33,8 @@ WHOLE = "".join(WORDS)
 @pytest.fixture
 def make_relay(redis_url: str) -> Iterator[Callable[..., Any]]:
     """Make relays as several processes have them: each its own, for the same keys."""
-    from queuestream.relay import RedisRelay  # noqa: PLC0415 - an extra
-
-    prefix = f"test-{uuid.uuid4().hex[:8]}"
-    relays: list[Any] = []
-
-    def make(url: str = redis_url, **options: Any) -> Any:
-        relays.append(RedisRelay.from_url(url, prefix=prefix, **options))
-        return relays[-1]
-
-    yield make
-    for relay in relays:
-        relay.close()
+    with relays(redis_url) as make:
+        yield make
 
 
 @pytest.fixture
@@ -373,7 +363,8 @@ def test_two_who_find_nothing_at_once_ask_the_model_once(make_relay: Any) -> Non
     path = f"/v1/answers/{uuid.uuid4()}"
 
     async def ask_twice() -> list[httpx.Response]:
-        app = create_app(model, relay=Slow(make_relay(), parties=2))
+        slow: Any = Slow(make_relay(), parties=2)
+        app = create_app(model, relay=slow)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await asyncio.gather(*(client.put(path, json=ask()) for _ in range(2)))
