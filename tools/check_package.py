@@ -133,7 +133,7 @@ def bare(home: Environment) -> None:
     )
     assert home.command("--version").split() == ["queuestream", version.strip()]
     assert "tokens" in home.command("demo", "--pace=0.001")
-    assert "Hello" not in home.command("run", "queuestream.demo:model", "Hello", "--iterate=for")
+    assert "A river" in home.command("run", "queuestream.demo:model", "Hello", "--iterate=for")
     with ThreadPoolExecutor(len(PLAIN)) as pool:  # they pause, most of the time
         assert all(pool.map(home.example, PLAIN))
     for extra, code in (
