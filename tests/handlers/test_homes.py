@@ -125,6 +125,7 @@ def test_closed_during_the_hand_over(
     assert kept
 
 
+# Neither comes to its end: one is known to the loop by a timer, the other by nothing.
 @pytest.mark.parametrize("wait", [lambda: asyncio.sleep(1000), lambda: asyncio.Event().wait()])
 def test_closed_after_the_coroutine_has_begun(
     loop: asyncio.AbstractEventLoop, elsewhere: ThreadPoolExecutor, wait: Callable[[], Any]

@@ -158,7 +158,7 @@ def cancelled_from_outside() -> None:
 
             async def consume(answer: Any = answer) -> None:
                 async for _ in answer:
-                    await asyncio.sleep(600)
+                    await asyncio.sleep(600)  # never at its end: it is cancelled
 
             await cancel(consume(), partial(wait_in_line, answer, number))
 

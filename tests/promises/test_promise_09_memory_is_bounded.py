@@ -91,7 +91,8 @@ def nothing_stays(run_in: RunIn, consumer: Consumer, count: int) -> None:
         before = Inventory()
         await some_streams(run_in, consumer, count)
         more: dict[str, int] = {}
-        for _ in range(20):  # a thread, or the shared loop, may be about to let go
+        # A thread that is about to end has no hook after its last line: nothing but time tells.
+        for _ in range(20):
             await settled()
             if not (more := Inventory().exceeds(before)):
                 break

@@ -142,7 +142,7 @@ def serve(url: str, prefix: str) -> None:
 
     def tell() -> None:
         while not server.started:
-            time.sleep(0.005)
+            time.sleep(0.005)  # uvicorn has no hook that tells of its sockets
         print(server.servers[0].sockets[0].getsockname()[1], flush=True)
 
     threading.Thread(target=tell, daemon=True).start()

@@ -77,7 +77,7 @@ class RedisServer:
         while self.ask("PING") != "+PONG":
             assert time.monotonic() < deadline, "the server does not answer"
             assert self._process.poll() is None, "the server has ended"
-            time.sleep(0.01)
+            time.sleep(0.01)  # a process of somebody else's: only its answer tells
 
     def ask(self, *words: str) -> str:
         """Send a command; return the first line of the answer."""

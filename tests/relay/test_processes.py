@@ -130,7 +130,7 @@ class PacedModel(ScriptedChatModel):
 
     def _stream(self, *arguments: Any, **options: Any) -> Iterator[ChatGenerationChunk]:
         for chunk in super()._stream(*arguments, **options):
-            time.sleep(0.005)
+            time.sleep(0.005)  # the pace, and not a wait for anything
             self.made.append(time.monotonic())
             yield chunk
 

@@ -63,7 +63,7 @@ def test_a_client_that_takes_nothing(serve: Serve, pause: bool) -> None:
         while not model.record.produced or len(served.app.state.runs):
             assert time.monotonic() < deadline
             assert not pause or client.recv(1)
-            time.sleep(0.05)
+            time.sleep(0.05)  # how slow this client is
     assert model.record.open == 0
     assert model.record.produced < 60_000
 
@@ -80,7 +80,7 @@ def test_a_reader_that_is_slow_slows_the_model_down(serve: Serve) -> None:
         made = -1
         while made != model.record.produced:  # until the buffers on the way are full
             made = model.record.produced
-            time.sleep(0.3)
+            time.sleep(0.3)  # the system's buffers tell nobody when they are full
         assert made < 20_000
         rest = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     said = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in rest)

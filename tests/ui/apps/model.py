@@ -47,7 +47,7 @@ class ObedientModel(BaseChatModel):
                 yield ChatGenerationChunk(message=AIMessageChunk(content=token))
                 if number < 5:
                     tell(f"made {number + 1}")
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # the pace, for people and plots
             if question in {"mute", "silent"}:
                 await asyncio.Event().wait()
             if question == "fail" or (question == "flaky" and self.calls.count("flaky") == 1):
