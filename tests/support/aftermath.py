@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.support.gates import eventually
@@ -34,7 +35,7 @@ async def nothing_is_left(consumer: Consumer, records: Iterable[Record], log: Ru
     """
     await consumer.wait(log.wait_until_outermost_ended)
     for record in records:
-        await consumer.wait(record.wait_until_finalized)
+        await consumer.wait(partial(record.wait_until_finalized, calls=0))
         for loop in record.loops:
             await _no_task_is_left(consumer, loop)
     await consumer.eventually(lambda: not our_threads())

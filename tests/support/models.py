@@ -102,11 +102,11 @@ class Record:
             reached = self._changed.wait_for(lambda: self._produced >= count, within)
             assert reached, f"{self._produced} of {count} tokens within {within} s"
 
-    def wait_until_finalized(self, within: float = 5.0) -> None:
-        """Block the thread until no answer is open any more."""
+    def wait_until_finalized(self, calls: int = 1, within: float = 5.0) -> None:
+        """Block the thread until at least so many answers were begun, and none is open."""
         with self._changed:
-            ended = self._changed.wait_for(lambda: self._calls == self._finalized, within)
-            assert ended, f"{self._calls - self._finalized} answers still open after {within} s"
+            ended = self._changed.wait_for(lambda: calls <= self._calls == self._finalized, within)
+            assert ended, f"{self._finalized} of {self._calls} answers ended within {within} s"
 
     def note_call(self, prompt: list[BaseMessage]) -> None:
         """Count an answer that begins."""
