@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import anyio
 import pytest
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableParallel
@@ -497,6 +498,58 @@ async def test_a_branch_that_outlives_its_run() -> None:
     await again
     await eventually_async(lambda: slow.record.open == 0)
     await eventually_async(lambda: len(asyncio.all_tasks()) <= 2)
+
+
+@on_asyncio
+@pytest.mark.anyio
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+async def test_what_begins_only_after_its_run_has_ended(end: str) -> None:
+    """Promise 8.  Hazard: it is taken for the next run, and waits for a consumer for ever.
+
+    A step in an executor that begins late: its run was cancelled, or another branch has failed.
+    """
+    is_there, go = threading.Event(), threading.Event()
+    late = ScriptedChatModel(tokens=tokens(9))
+    failing = ScriptedChatModel(tokens=[], failure=ValueError("no"), fail_at=0)
+
+    def begin_late(text: str, config: RunnableConfig) -> Any:
+        is_there.set()
+        go.wait(5)
+        return late.invoke(text, config)
+
+    async def fail(text: str, config: RunnableConfig) -> Any:
+        await eventually_async(is_there.is_set)
+        return await failing.ainvoke(text, config)
+
+    handler = QueueStreamHandler(maxsize=1)
+    branches: dict[str, Any] = {"late": RunnableLambda(begin_late)}
+    if end == "failed":
+        branches["failing"] = RunnableLambda(fail)
+    run = asyncio.ensure_future(RunnableParallel(branches).ainvoke("?", with_handler(handler)))
+    await eventually_async(is_there.is_set)
+    if end == "cancelled":
+        run.cancel()
+    with pytest.raises((asyncio.CancelledError, ValueError)):
+        await run
+    go.set()
+    await anyio.to_thread.run_sync(late.record.wait_until_finalized)
+    with pytest.raises((RunCancelledError, ValueError)):
+        [token async for token in handler]
+    other = ScriptedChatModel(tokens=tokens(3, start=90))
+    again = asyncio.ensure_future(other.ainvoke("?", with_handler(handler)))
+    assert [token async for token in handler] == tokens(3, start=90)
+    await again
+
+
+def test_what_begins_after_its_run_has_ended_well_is_a_run_of_its_own() -> None:
+    """Hazard: a config that is kept for later calls names a parent, and nobody hears of them."""
+    kept: list[RunnableConfig] = []
+    handler = QueueStreamHandler()
+    step = RunnableLambda(lambda text, config: kept.append(config))
+    step.invoke("?", with_handler(handler))
+    assert list(handler) == []
+    ScriptedChatModel(tokens=tokens(3)).invoke("?", kept[0])
+    assert list(handler) == tokens(3)
 
 
 # -- the consumer ----------------------------------------------------------------------------------

@@ -129,6 +129,26 @@ def handler_under_asyncio_run() -> None:
     asyncio.run(main())
 
 
+def late_step_under_asyncio_run() -> None:
+    """A step of a run that was cancelled begins only now, in the executor that is joined."""
+    is_there, go = threading.Event(), threading.Event()
+
+    def begin_late(text: str, config: RunnableConfig) -> Any:
+        is_there.set()
+        go.wait()
+        return model().invoke(text, config)
+
+    async def main() -> None:
+        handler = QueueStreamHandler(maxsize=1)
+        target = RunnableParallel(late=RunnableLambda(begin_late))
+        task = asyncio.ensure_future(target.ainvoke("?", {"callbacks": [handler]}))
+        kept.extend([handler, task])
+        task.add_done_callback(lambda _: go.set())
+        await eventually_async(is_there.is_set)
+
+    asyncio.run(main())
+
+
 def cancelled_from_outside() -> None:
     """The task of a run is cancelled while synchronous steps of it wait in the executor.
 
@@ -288,6 +308,7 @@ PROGRAMS: list[Callable[[], None]] = [
     handler_in_a_pool,
     task_under_asyncio_run,
     handler_under_asyncio_run,
+    late_step_under_asyncio_run,
     cancelled_from_outside,
     consumer_in_a_daemon_thread,
     consumers_after_the_end_of_main,

@@ -25,6 +25,7 @@ from tests.promises.leaving import (
     fork_and_exit_in_child,
     handler_in_a_pool,
     handler_under_asyncio_run,
+    late_step_under_asyncio_run,
     task_under_asyncio_run,
 )
 
@@ -71,6 +72,7 @@ def leave(program: Callable[[], None], *more: str, within: float = 15) -> str:
         handler_in_a_pool,
         task_under_asyncio_run,
         handler_under_asyncio_run,
+        late_step_under_asyncio_run,
         cancelled_from_outside,
         consumer_in_a_daemon_thread,
     ],

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 from weakref import WeakSet, ref
 
+from queuestream._buffer import members
 from queuestream._loop_end import LOOP_CLOSED, when_closed
 from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consumer_error
 from queuestream._turns import running_asyncio_loop
@@ -194,7 +195,8 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
         self._callers: dict[UUID, UUID | None] = {}  # of those that LangChain reports without one
         self.is_running: bool = False  # one of them started, and its sentinel is not put
         self._error: BaseException | None = None  # the first that one of them ended with
-        self._stale: WeakSet[UUID] = WeakSet()  # runs that went on when an iteration ended
+        self._known: WeakSet[UUID] = WeakSet()  # all runs since the last sentinel
+        self._stale: WeakSet[UUID] = WeakSet()  # those whose tokens are no iteration's any more
         self._has_stale = False
         # Tasks in which an outermost run goes on, see `_watch`.
         self._watched: dict[UUID, dict[asyncio.Task[Any], Callable[..., None]]] = {}
@@ -222,6 +224,8 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
                 self._end_session(error)  # the run itself won't report any end
                 raise error
             self._open.add(run_id)
+            self._known.add(run_id)
+            self._has_stale = self._has_stale and bool(self._stale)
             if self._has_stale and parent_run_id in self._stale:
                 self._stale.add(run_id)
             elif parent_run_id not in self._open:
@@ -264,9 +268,11 @@ class QueueStreamHandler(FeedHandler, Generic[T]):
             take_back()
         self._homes.clear()
         # What goes on all the same, in threads of a cancelled run say, is not the next one's.
-        for run_id in self._open:
+        # Nor is what such a thread begins only now, under a run that has ended.
+        for run_id in self._open if error is None else members(self._known):
             self._stale.add(run_id)
             self._has_stale = True
+        self._known = WeakSet()
         self._open.clear()
         self._begin_anew()
         self._put_sentinel(error)
