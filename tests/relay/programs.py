@@ -94,7 +94,7 @@ def race(url: str, prefix: str, rounds: str) -> None:
         try:
             relay.publish_sync(f"r{number}", stream(model, "?", maxsize=1))
         except ProducerReplacedError:
-            model.record.wait_until_finalized()
+            model.record.wait_until_finalized(calls=0)  # replaced before it has asked, perhaps
             print("replaced", model.record.open, flush=True)
         else:
             print("finished", model.record.open, flush=True)
