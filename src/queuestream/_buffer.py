@@ -412,11 +412,18 @@ class Buffer(Generic[T]):
 
     # -- slots that are held ----------------------------------------------------------------
 
-    def hold(self) -> None:
-        """From now on an item that is taken leaves its slot occupied, until `let_go`."""
+    def hold(self, number: int = 0) -> None:
+        """From now on an item that is taken leaves its slot occupied, until `let_go`.
+
+        Args:
+            number: So many slots more are occupied at once: of items that were taken before,
+                or count for more than one.
+        """
         with self._lock:
             self._needs_lock = True  # so that an item and its slot are counted at once
             self._holds = True
+            self.held += number
+            self._limit -= number
         self._settle()
 
     def let_go(self, number: int) -> None:

@@ -241,9 +241,13 @@ class EventReader(Reader[TokenEvent]):
         """Return the first event that a value stands for, and keep the others."""
         events = events_of(run, value)
         if not events:
+            if self._buffer is not None:
+                self._buffer.let_go(1)  # nobody else will
             return None
         first, *more = events
         if more:
+            if self._buffer is not None:
+                self._buffer.hold(len(more))  # each event is let go
             if self.kept is _NOTHING:
                 self.kept = deque()
             self.kept.extendleft((run, event) for event in reversed(more))

@@ -565,7 +565,7 @@ class TokenStream(Generic[T]):
         buffer = self._tokens.buffer
         if buffer is None:
             return None
-        buffer.hold()
+        buffer.hold(len(self._reader.kept))
         return buffer.let_go
 
     # -- stopping --------------------------------------------------------------------------

@@ -6,12 +6,13 @@ import random
 import threading
 from typing import Any
 
+import anyio
 import janus
 import pytest
 from langchain_core.messages import AIMessageChunk
 
 from queuestream import MixedQueue, TokenEvent, stream
-from tests.support.gates import Gate, eventually
+from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.models import ScriptedChatModel, tokens, usage
 
 
@@ -93,6 +94,64 @@ def test_a_producer_waits_while_all_slots_are_held() -> None:
         let_go(5)  # no more than are held
         assert waiting.wait(5)
         assert model.record.produced <= 5
+
+
+def test_what_makes_no_event_holds_no_slot() -> None:
+    """Hazard: nobody lets it go, and the run waits for ever."""
+    model = ScriptedChatModel(tokens=["a", "", "", "b"], gate=Gate(3))
+    with stream(model, "?", select="message", maxsize=2, timeout=5) as source:
+        next(source)
+        model.record.wait_until_produced(3)
+        let_go = source._forward()
+        assert let_go is not None
+        model.gate.open()  # type: ignore[union-attr]
+        texts = []
+        for event in source:
+            texts.append(event.text)  # type: ignore[attr-defined]
+            let_go(1)
+    assert texts == ["b"]
+
+
+def test_what_makes_several_events_is_let_go_with_the_last() -> None:
+    """Promise 2.  Hazard: each event frees a slot, and together they had one."""
+    two: list[Any] = [
+        {"type": "reasoning", "reasoning": "r", "index": 0},
+        {"type": "text", "text": "t", "index": 1},
+    ]
+    model = ScriptedChatModel(tokens=[AIMessageChunk(content=two)] * 5, gate=Gate(2))
+    with stream(model, "?", select="message", maxsize=2) as source:
+        model.record.wait_until_produced(2)
+        buffer = source._tokens.buffer
+        assert buffer is not None
+        eventually(lambda: len(buffer.items) == 2)
+        let_go = source._forward()
+        assert let_go is not None
+        slots = []
+        for _ in range(2):
+            next(source)
+            let_go(1)
+            slots.append(buffer.held)
+    assert slots == [1, 0]
+
+
+@pytest.mark.anyio
+async def test_what_was_gathered_for_a_piece_has_its_slot_again() -> None:
+    """Promise 2.  Hazard: it is let go as well, in the place of another."""
+    model = ScriptedChatModel(tokens=tokens(9), gate=Gate(2))
+    async with stream(model, "?", run_in="thread", maxsize=4) as source:
+        gathering = source.pieces(max_tokens=3, max_delay=60)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(gathering.__anext__)
+            await eventually_async(lambda: len(source._reader.kept) == 2)
+            tasks.cancel_scope.cancel()
+        buffer = source._tokens.buffer
+        assert buffer is not None
+        let_go = source._forward()
+        assert let_go is not None
+        assert buffer.held == 2
+        assert (await source.__anext__()).text == tokens(1)[0]  # type: ignore[attr-defined]
+        let_go(1)
+        assert buffer.held == 1
 
 
 def test_a_queue_of_janus_holds_no_slots() -> None:
