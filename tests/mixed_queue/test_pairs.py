@@ -14,18 +14,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import sys
 from collections import Counter
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from janus import AsyncQueueShutDown, SyncQueueEmpty, SyncQueueFull, SyncQueueShutDown
 
-from queuestream import _buffer, _doorbell
+from queuestream import _buffer, _doorbell, _turns
 from queuestream._buffer import Buffer
 from queuestream._wakeups import ThreadWaiter
 from queuestream.mixed_queue import AsyncFace, MixedQueue, SyncFace
-from tests.support.schedule import ScheduledDeque, ScheduledList, explore, sample
+from tests.support.schedule import ScheduledDeque, ScheduledList, ScheduledLocal, explore, sample
 from tests.support.scheduled_loop import ScheduledLoop
+from tests.support.states import exhaust
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,33 +66,69 @@ def _all_is_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(_buffer, "ThreadWaiter", Sleeper)
     monkeypatch.setattr(_doorbell, "Doorbell", Bell)
+    monkeypatch.setattr(_doorbell, "_here", ScheduledLocal(bell=lambda: None))
+    monkeypatch.setattr(_turns, "_here", ScheduledLocal(turn=_turns._Turn))
+
+
+@cache
+def _with_a_point(buffer_class: type[Buffer[Any]]) -> type[Buffer[Any]]:
+    """What is read there without the lock is read after a point, and not before one."""
+
+    class WithAPoint(buffer_class):  # type: ignore[valid-type, misc]
+        __slots__ = ()
+
+        def get_now(self) -> Any:
+            Now.schedule.point()
+            return super().get_now()
+
+    return WithAPoint
 
 
 class Case:
-    """A queue of a schedule, its producers and consumers, and what became of the items."""
+    """A queue of a schedule, its producers and consumers, and what became of the items.
+
+    Args:
+        schedule: The schedule.
+        pair: The two operations.
+        buffer_class: The buffer to test.
+        is_small: Whether each operation is done once, and one item waits from the start: as many
+            states as can all be visited.  Else a producer puts two, and consumers go on to
+            the end.
+    """
 
     def __init__(
-        self, schedule: Schedule, pair: tuple[str, str], buffer_class: type[Buffer[Any]] = Buffer
+        self,
+        schedule: Schedule,
+        pair: tuple[str, str],
+        buffer_class: type[Buffer[Any]] = Buffer,
+        *,
+        is_small: bool = False,
     ) -> None:
         Now.schedule = schedule
         self.schedule = schedule
         self.pair = pair
-        buffer = self.buffer = buffer_class(1)
-        buffer._lock = schedule.lock()  # type: ignore[assignment]
-        buffer.items = ScheduledDeque(schedule)
-        buffer._putters.waiters = ScheduledList(schedule)
+        self.is_small = is_small
+        buffer = self.buffer = (
+            _with_a_point(buffer_class) if is_small else buffer_class  # type: ignore[arg-type]
+        )(1)
+        lock = schedule.lock()
+        buffer._lock = lock  # type: ignore[assignment]
+        buffer.items = ScheduledDeque(schedule, lock if is_small else None)
+        buffer._putters.waiters = ScheduledList(schedule, lock if is_small else None)
         queue = self.queue = MixedQueue[str](1)
         queue._buffer, queue._sync_face, queue._async_face = (
             buffer,
             SyncFace(buffer),
             AsyncFace(buffer),
         )
-        self.got: list[list[str]] = []
-        self.not_put: list[str] = []
+        # How often each came; not to whom, or there would be far more states.
+        self.got = dict.fromkeys(["a1", "a2", "b1"], 0)
+        self.not_put: set[str] = set()
         self.left: list[list[str]] = []  # of producers that were stopped
         self.most = 0
         self.loops: list[ScheduledLoop] = []
-        self.at_work = 0
+        self.putting = 0
+        self.getting = 0
 
         producers = [one for one in pair if one in PRODUCERS]
         producers += ["put"] * (2 - len(producers))
@@ -97,20 +136,24 @@ class Case:
         if all(one not in ("get", "aget") for one in consumers):
             consumers.append("get")  # one that stays to the end
         consumers += ["aget"] * (2 - len(consumers))
-        for kind, items in zip(producers, (["a1", "a2"], ["b1"]), strict=True):
+        if is_small:
+            queue.sync_q.put("a1")
+        for kind, items in zip(
+            producers, (["a2"] if is_small else ["a1", "a2"], ["b1"]), strict=True
+        ):
             self.producer(kind, items)
         for kind in consumers:
             self.consumer(kind)
         for kind in pair:
             if kind in ENDS:
-                schedule.thread(kind, queue.shutdown if kind == "shutdown" else queue.close)
+                schedule.thread(kind, partial(self.stop, kind))
         schedule.thread("ends", self.end)
 
     # The producers.
 
     def producer(self, kind: str, items: list[str]) -> None:
         name = f"{kind} {items}"
-        self.at_work += 1
+        self.putting += 1
         if kind in ("put", "put gives up"):
             self.schedule.thread(name, lambda: self.put(items, gives_up=kind != "put"))
         else:
@@ -122,7 +165,7 @@ class Case:
             try:
                 self.queue.sync_q.put(item, timeout=1 if gives_up else None)
             except (SyncQueueFull, SyncQueueShutDown):
-                self.not_put.append(item)
+                self.not_put.add(item)
             self.look()
         self.leave()
 
@@ -134,7 +177,7 @@ class Case:
                 self.look()
 
     def leave(self) -> None:
-        self.at_work -= 1
+        self.putting -= 1
 
     def look(self) -> None:
         self.most = max(self.most, deque_length(self.buffer.items))
@@ -142,28 +185,50 @@ class Case:
     # The consumers.
 
     def consumer(self, kind: str) -> None:
-        got: list[str] = []
-        self.got.append(got)
+        self.getting += 1
         if kind in ("get", "get gives up"):
-            self.schedule.thread(kind, lambda: self.get(got, gives_up=kind != "get"))
+            self.schedule.thread(kind, lambda: self.get(gives_up=kind != "get"))
         else:
-            self.loop(kind, kind, lambda: self.aget(got))
+            self.loop(kind, kind, self.aget).on_end = self.leave_getting
 
-    def get(self, got: list[str], *, gives_up: bool) -> None:
+    def get(self, *, gives_up: bool) -> None:
+        before = "a0"
         with contextlib.suppress(SyncQueueEmpty, SyncQueueShutDown):
             while True:
-                got.append(self.queue.sync_q.get(timeout=1 if gives_up else None))
+                before = self.come(self.queue.sync_q.get(timeout=1 if gives_up else None), before)
+                if self.is_small:
+                    break
+        self.leave_getting()
 
-    async def aget(self, got: list[str]) -> None:
+    async def aget(self) -> None:
+        before = "a0"
         with contextlib.suppress(AsyncQueueShutDown, asyncio.CancelledError):
             while True:
-                got.append(await self.queue.async_q.get())
+                before = self.come(await self.queue.async_q.get(), before)
+                if self.is_small:
+                    break
+
+    def leave_getting(self) -> None:
+        self.getting -= 1
+
+    def come(self, item: str, before: str) -> str:
+        """An item came to a consumer; answers which one of "a" came to it last."""
+        self.got[item] += 1
+        if item == "b1":
+            return before
+        assert item > before, f"{item} came to somebody after {before}"
+        return item
 
     # What happens to both.
+
+    def stop(self, kind: str) -> None:
+        self.schedule.point()
+        self.queue.shutdown(immediate=kind == "close")
 
     def loop(self, name: str, kind: str, work: Any) -> ScheduledLoop:
         loop = ScheduledLoop(self.schedule, name, work)
         self.loops.append(loop)
+        loop.is_quiet = not kind.endswith(("cancelled", "closed"))
         if kind.endswith("cancelled"):
             self.schedule.thread(f"cancels {name}", loop.cancel)
         elif kind.endswith("loop closed"):
@@ -171,22 +236,28 @@ class Case:
         return loop
 
     def end(self) -> None:
-        self.schedule.point(lambda: not self.at_work)
+        """When nobody goes on any more: see that they wait with reason, and let them go."""
+        self.schedule.point(is_last=True)
+        waiting = deque_length(self.buffer.items)
+        if self.buffer.is_shutdown:
+            assert not self.putting, "a producer waits after the shutdown"
+            assert not self.getting, "a consumer waits after the shutdown"
+        assert waiting or not self.putting, "a producer waits though there is a free slot"
+        assert not waiting or not self.getting, "a consumer waits though there is an item"
         self.queue.shutdown()
 
     def check(self) -> None:
         for loop in self.loops:
             loop.forget()
         items = Counter(["a1", "a2", "b1"])
-        where = Counter(itertools.chain(*self.got, self.not_put, *self.left, self.buffer.items))
+        where = Counter(itertools.chain(self.not_put, *self.left, self.buffer.items))
+        where.update(self.got)
         if "close" in self.pair:
             assert where <= items, f"doubled: {where}"
         else:
             assert where == items, f"lost or doubled: {where}"
-        assert not self.buffer.items, "an item that was put is not got"
+        assert self.is_small or not self.buffer.items, "an item that was put is not got"
         assert self.most <= 1, "past maxsize"
-        for got in self.got:
-            assert [item for item in got if item[0] == "a"] in ([], ["a1"], ["a2"], ["a1", "a2"])
         assert not self.buffer._getters.waiters
         assert not list.__len__(self.buffer._putters.waiters)
 
@@ -196,11 +267,13 @@ def deque_length(items: Any) -> int:
     return sum(1 for _ in items)
 
 
-def of(pair: tuple[str, str], buffer_class: type[Buffer[Any]] = Buffer) -> Any:
+def of(
+    pair: tuple[str, str], buffer_class: type[Buffer[Any]] = Buffer, *, is_small: bool = False
+) -> Any:
     """Return the case of a pair, for the explorer."""
 
     def case(schedule: Schedule) -> Callable[[], object]:
-        return Case(schedule, pair, buffer_class).check
+        return Case(schedule, pair, buffer_class, is_small=is_small).check
 
     return case
 
@@ -237,6 +310,26 @@ def test_no_schedule_without_the_interpreters_lock_loses_anything(
 def test_no_wild_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> None:
     """As above, with more that chance picks."""
     sample(of(pair), count=250, seed=1_000)
+
+
+FOR_GOOD = list(itertools.product(["put", "aput"], ["get", "aget"]))
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 13),
+    reason="to look at the variables of a function that runs changes it, before Python 3.13",
+)
+@pytest.mark.parametrize("pair", FOR_GOOD, ids=" and ".join)
+def test_no_state_that_a_pair_can_come_to_is_wrong(pair: tuple[str, str]) -> None:
+    """Hazard: what needs more changes of threads than the explorers above try.
+
+    With two producers, two consumers, three items and room for one, each of which does one
+    operation: all schedules over the boundaries of the lock, sleep, wake-ups, and what is done
+    without the lock.
+    """
+    count = exhaust(of(pair, is_small=True))
+    print(f"{pair}: {count} states")
+    assert count > 5_000, "where are the points?"
 
 
 class WakesNoPutter(Buffer[Any]):
@@ -310,3 +403,12 @@ def test_a_planted_bug_is_found(planted: type[Buffer[Any]], pair: tuple[str, str
     with pytest.raises(AssertionError, match="repeated by"):
         sample(of(pair, planted), count=300, seed=1)
         explore(of(pair, planted), delays=2)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="as above")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("planted", [WakesNoPutter, LooksForAFreeSlotOnce, IsNeverFull])
+def test_a_state_that_is_wrong_is_found(planted: type[Buffer[Any]]) -> None:
+    """The canary of the states: it must come to those in which a planted bug shows."""
+    with pytest.raises(AssertionError, match="repeated by"):
+        exhaust(of(("put", "get"), planted, is_small=True))

@@ -3,20 +3,26 @@
 `HookedLock` is for one interleaving, written down as steps: what happens when the lock is
 wanted, held, about to be released, free.  `explore` is for all of them: it runs a case
 again and again, with one thread at a time and another choice at each boundary of a lock,
-and at each operation on a `ScheduledDeque` or `ScheduledList`.
+and at each operation on a `ScheduledDeque` or `ScheduledList`.  Its threads are greenlets:
+only one runs anyway, and to change from one to the next costs next to nothing.
 A wake-up that is lost shows as a schedule in which nobody can go on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import random
 import threading
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from greenlet import getcurrent, greenlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +32,12 @@ __all__ = [
     "Schedule",
     "ScheduledDeque",
     "ScheduledList",
+    "ScheduledLocal",
     "ScheduledLock",
+    "collections_between_runs",
     "explore",
     "explored",
+    "run",
     "sample",
 ]
 
@@ -101,11 +110,15 @@ class _AbandonedError(BaseException):
 
 @dataclass(eq=False)
 class _Actor:
+    """A thread of a schedule: a greenlet, so that to change between two costs next to nothing."""
+
     name: str
     body: Callable[[], object]
-    baton: threading.Lock = field(default_factory=threading.Lock)
-    can_go_on: Callable[[], bool] = lambda: True
-    is_done: bool = False
+    stack: greenlet
+    can_go_on: Callable[[], bool] | None = None
+    is_alone: Callable[[], bool] | None = lambda: True  # what it does before its first point
+    is_last: bool = False
+    is_idle: bool = False
 
 
 @dataclass
@@ -132,12 +145,14 @@ class Schedule:
         self._random = None if seed is None else random.Random(seed)
         self._actors: list[_Actor] = []
         self._current: _Actor | None = None
-        self._over = threading.Event()
+        self._test = getcurrent()
         self._is_past = False
         self.choices: list[_Choice] = []
         self.stuck: list[str] = []
         """The threads that wait for ever, if any do."""
         self.errors: list[BaseException] = []
+        self.is_cut = False
+        """Whether it was ended because what would come is known."""
 
     def lock(self, *, locked: bool = False) -> ScheduledLock:
         """Return a lock whose boundaries are points of this schedule."""
@@ -145,76 +160,91 @@ class Schedule:
 
     def thread(self, name: str, body: Callable[[], object]) -> None:
         """Add a thread."""
-        actor = _Actor(name, body)
-        actor.baton.acquire()
-        self._actors.append(actor)
+        stack = greenlet(partial(self._act, body), self._test)
+        self._actors.append(_Actor(name, body, stack))
 
     def run(self) -> None:
         """Run all threads to their end, or until none can go on."""
-        threads = [
-            threading.Thread(target=self._act, args=(actor,), name=actor.name, daemon=True)
-            for actor in self._actors
+        while (chosen := self._chosen()) is not None:
+            chosen.stack.switch()  # comes back when one has ended, or none can go on
+            self._current = None
+        self.stuck = [
+            actor.name for actor in self._actors if not actor.stack.dead and not actor.is_idle
         ]
-        for thread in threads:
-            thread.start()
-        self._hand_over(None)
-        assert self._over.wait(30), "a thread of the schedule hangs outside of its locks"
-        for thread in threads:
-            thread.join(30)
         self._is_past = True
+        for actor in self._actors:
+            if actor.stack:  # begun, and not ended
+                actor.stack.throw(_AbandonedError)
 
     @property
     def taken(self) -> list[int]:
         """The choices, as a prefix that repeats this schedule."""
         return [choice.taken for choice in self.choices]
 
-    def point(self, can_go_on: Callable[[], bool] = lambda: True) -> None:
-        """Let another thread go on, if it is chosen; return when this one may."""
+    def point(
+        self,
+        can_go_on: Callable[[], bool] | None = None,
+        *,
+        is_alone: Callable[[], bool] | None = None,
+        is_last: bool = False,
+        is_idle: bool = False,
+    ) -> None:
+        """Let another thread go on, if it is chosen; return when this one may.
+
+        Args:
+            can_go_on: Whether it can, asked whenever somebody is chosen; always, if None.
+            is_alone: Whether it makes no difference to anybody when it goes on from here,
+                once it can.  None is never, to be on the safe side.
+            is_last: Whether it goes on only when nobody else can.
+            is_idle: Whether nothing is wrong if it waits here for ever.
+        """
         if self._is_past:  # a finalizer, of something that the schedule has left behind
             return
         actor = self._current
-        if self.stuck:
-            raise _AbandonedError
         if actor is None:  # the test itself, before and after the run
             return
-        actor.can_go_on = can_go_on
-        self._hand_over(actor)
-        if self.stuck:
-            raise _AbandonedError
-
-    def _act(self, actor: _Actor) -> None:
-        with actor.baton:
-            if self.stuck:
-                return
+        actor.can_go_on, actor.is_alone = can_go_on, is_alone
+        actor.is_last, actor.is_idle = is_last, is_idle
+        chosen = self._chosen()
+        if chosen is not actor:
+            loop = asyncio._get_running_loop()
             try:
-                actor.body()
-            except _AbandonedError:
-                return
-            except BaseException as error:
-                self.errors.append(error)
-            actor.is_done = True
-            self._hand_over(None)
+                (self._test if chosen is None else chosen.stack).switch()
+            finally:
+                asyncio._set_running_loop(loop)
 
-    def _hand_over(self, actor: _Actor | None) -> None:
-        """Choose who goes on; `actor` gives the turn away, and gets it back here."""
-        able = [one for one in self._actors if not one.is_done and one.can_go_on()]
-        if not able:
-            self.stuck = [one.name for one in self._actors if not one.is_done]
-            self._over.set()
-            for one in self._actors:
-                if one is not actor and not one.is_done:
-                    one.baton.release()
-            self._current = None
+    def _act(self, body: Callable[[], object]) -> None:
+        asyncio._set_running_loop(None)
+        try:
+            body()
+        except _AbandonedError:
             return
+        except BaseException as error:
+            if not self._is_past:
+                self.errors.append(error)
+        finally:
+            asyncio._set_running_loop(None)
+
+    def _chosen(self) -> _Actor | None:
+        """Choose who goes on; None if nobody can or shall."""
+        able = self._able()
+        if not able:
+            return None
+        actor = self._current
         if actor in able:  # first: to go on is choice 0, and no preemption
             able.remove(actor)
             able.insert(0, actor)
-        chosen = able[self._choose(len(able), is_free=able[0] is not actor)]
-        self._current = chosen
-        if chosen is not actor:
-            chosen.baton.release()
-            if actor is not None:
-                actor.baton.acquire()
+        self._current = able[self._choose(len(able), is_free=able[0] is not actor)]
+        return self._current
+
+    def _able(self) -> list[_Actor]:
+        """Those who may go on."""
+        able = [
+            one
+            for one in self._actors
+            if not one.stack.dead and (one.can_go_on is None or one.can_go_on())
+        ]
+        return [one for one in able if not one.is_last] or able
 
     def _choose(self, count: int, *, is_free: bool) -> int:
         if count == 1:
@@ -232,7 +262,7 @@ class Schedule:
         self.choices.append(_Choice(taken, count, is_free, before))
         return taken
 
-    def next_prefix(self, preemptions: int, delays: int | None = None) -> list[int] | None:
+    def next_prefix(self, preemptions: float = inf, delays: int | None = None) -> list[int] | None:
         """Return the schedule after this one, depth first; None if this was the last."""
         for position in reversed(range(len(self.choices))):
             choice = self.choices[position]
@@ -249,6 +279,26 @@ class Schedule:
         return None
 
 
+class ScheduledLocal:
+    """A `threading.local` for the threads of schedules.
+
+    Args:
+        **first: Makes the first value of each attribute.
+    """
+
+    def __init__(self, **first: Callable[[], object]) -> None:
+        vars(self)["first"] = first
+
+    def __getattr__(self, name: str) -> Any:
+        mine = vars(getcurrent())
+        if name not in mine:
+            mine[name] = vars(self)["first"][name]()
+        return mine[name]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        vars(getcurrent())[name] = value
+
+
 class ScheduledLock:
     """A lock that is only a flag, because one thread runs at a time.
 
@@ -259,29 +309,40 @@ class ScheduledLock:
     def __init__(self, schedule: Schedule, *, locked: bool = False) -> None:
         self._schedule = schedule
         self._locked = locked
+        self._is_gate = locked  # one thread only ever waits for it, and others release it
+        self._holder: object = None
 
     def locked(self) -> bool:
         """Return whether somebody holds it."""
         return self._locked
 
+    def is_mine(self) -> bool:
+        """Return whether the thread that asks holds it."""
+        return self._holder is getcurrent()
+
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Do what `threading.Lock` does."""
         if blocking and timeout == -1:
-            self._schedule.point(lambda: not self._locked)
+            self._schedule.point(lambda: not self._locked, is_alone=lambda: self._is_gate)
         else:
             self._schedule.point()
         if self._locked:
             return False
         self._locked = True
-        self._schedule.point()  # others run while this one holds it
+        if not self._is_gate:
+            self._holder = getcurrent()
+            self._schedule.point()  # others run while this one holds it
         return True
 
     def release(self) -> None:
         """Do what `threading.Lock` does."""
+        if self._is_gate:
+            self._schedule.point()  # whoever is about to be woken is not asleep any more, perhaps
         if not self._locked:
             raise RuntimeError("release unlocked lock")
-        self._locked = False
-        self._schedule.point()
+        self._locked, self._holder = False, None
+        if not self._is_gate:
+            self._schedule.point()
 
     def __enter__(self) -> bool:
         return self.acquire()
@@ -291,41 +352,56 @@ class ScheduledLock:
 
 
 class ScheduledDeque(deque[T]):
-    """A deque that others may change between any two looks at it or changes of it."""
+    """A deque that others may change between any two looks at it or changes of it.
 
-    def __init__(self, schedule: Schedule) -> None:
+    Args:
+        schedule: The schedule.
+        lock: If given: what is done by the thread that holds it is no point.
+    """
+
+    def __init__(self, schedule: Schedule, lock: ScheduledLock | None = None) -> None:
         super().__init__()
         self._schedule = schedule
+        self._lock = lock
+
+    def _point(self) -> None:
+        if self._lock is None or not self._lock.is_mine():
+            self._schedule.point()
 
     def __len__(self) -> int:
-        self._schedule.point()
+        self._point()
         return super().__len__()
 
     def append(self, item: T) -> None:
         """Do what `deque` does."""
-        self._schedule.point()
+        self._point()
         super().append(item)
 
     def popleft(self) -> T:
         """Do what `deque` does."""
-        self._schedule.point()
+        self._point()
         return super().popleft()
 
 
 class ScheduledList(list[T]):
     """A list, as `ScheduledDeque`."""
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, lock: ScheduledLock | None = None) -> None:
         super().__init__()
         self._schedule = schedule
+        self._lock = lock
+
+    def _point(self) -> None:
+        if self._lock is None or not self._lock.is_mine():
+            self._schedule.point()
 
     def __len__(self) -> int:
-        self._schedule.point()
+        self._point()
         return super().__len__()
 
     def append(self, item: T) -> None:
         """Do what `list` does."""
-        self._schedule.point()
+        self._point()
         super().append(item)
 
 
@@ -355,10 +431,10 @@ def explore(
     """
     prefix: list[int] | None = []
     count = 0
-    with _collections_between_runs() as collect:
+    with collections_between_runs() as collect:
         while prefix is not None:
             schedule = Schedule(prefix)
-            _run(case, schedule)
+            run(case, schedule)
             collect()
             count += 1
             assert count <= limit, f"more than {limit} schedules"
@@ -379,20 +455,20 @@ def sample(case: Callable[[Schedule], Callable[[], object]], *, count: int, seed
         AssertionError: As of `explore`.
 
     """
-    with _collections_between_runs() as collect:
+    with collections_between_runs() as collect:
         for number in range(seed, seed + count):
-            _run(case, Schedule(seed=number))
+            run(case, Schedule(seed=number))
             collect()
     explored[0] += count
 
 
 @contextmanager
-def _collections_between_runs() -> Iterator[Callable[[], None]]:
+def collections_between_runs(runs_between: int = 200) -> Iterator[Callable[[], None]]:
     """Keep the collector out of the schedules: a finalizer passes points where nobody chose to."""
     runs = itertools.count(1)
 
     def collect() -> None:
-        if next(runs) % 200 == 0:
+        if next(runs) % runs_between == 0:
             gc.collect()
 
     was_enabled = gc.isenabled()
@@ -404,12 +480,23 @@ def _collections_between_runs() -> Iterator[Callable[[], None]]:
             gc.enable()
 
 
-def _run(case: Callable[[Schedule], Callable[[], object]], schedule: Schedule) -> None:
+def run(case: Callable[[Schedule], Callable[[], object]], schedule: Schedule) -> None:
+    """Run one schedule of a case.
+
+    Args:
+        case: As of `explore`.
+        schedule: The schedule.
+
+    Raises:
+        AssertionError: As of `explore`.
+    """
     check = case(schedule)
     schedule.run()
     again = f"the schedule repeated by Schedule({schedule.taken})"
-    assert not schedule.stuck, f"{schedule.stuck} wait for ever in {again}"
     assert not schedule.errors, f"{schedule.errors!r} in {again}"
+    if schedule.is_cut:
+        return
+    assert not schedule.stuck, f"{schedule.stuck} wait for ever in {again}"
     try:
         check()
     except AssertionError as error:

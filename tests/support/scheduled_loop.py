@@ -1,8 +1,9 @@
 """asyncio loops as threads of a schedule: real tasks, real cancellation, real closing.
 
-A `ScheduledLoop` runs one handle after the other.  Before each another thread may go on, and
-before and after each ``call_soon_threadsafe``, which is the only way in from elsewhere; so the
-schedule's own explorer decides when a wake-up is heard, and when the loop is closed.
+A `ScheduledLoop` runs one handle after the other, to the end of the schedule.  Before each
+another thread may go on, and before each ``call_soon_threadsafe``, which is the only way in from
+elsewhere (after it, too, if the loop may be closed then); so the schedule's own explorer decides
+when a wake-up is heard, and when the loop is closed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import asyncio
 import contextlib
 from asyncio import events
 from typing import TYPE_CHECKING, Any
+
+from queuestream._doorbell import _Answer
 
 if TYPE_CHECKING:
     import contextvars
@@ -22,7 +25,7 @@ __all__ = ["ScheduledLoop"]
 
 
 class ScheduledLoop(asyncio.BaseEventLoop):
-    """A loop that is a thread of a schedule, and ends with its tasks or by `shut`.
+    """A loop that is a thread of a schedule.
 
     Args:
         schedule: The schedule.
@@ -31,7 +34,8 @@ class ScheduledLoop(asyncio.BaseEventLoop):
 
     Attributes:
         tasks: Its tasks, once it has begun.
-        on_end: Called when it is closed.
+        is_quiet: Whether nobody calls `shut` or `cancel`.
+        on_end: Called when its tasks are done, or it is closed.
         errors: What its handler of exceptions was told.
 
     """
@@ -42,6 +46,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._schedule = schedule
         self._is_shut = False
+        self.is_quiet = True
         self._works = works
         self.tasks: list[asyncio.Task[object]] = []
         self.on_end: Callable[[], object] = lambda: None
@@ -50,11 +55,18 @@ class ScheduledLoop(asyncio.BaseEventLoop):
 
     def _live(self) -> None:
         ready: Any = self._ready  # type: ignore[attr-defined]
+        is_done = False
         events._set_running_loop(self)
         try:
             self.tasks = [self.create_task(work()) for work in self._works]
-            while not all(task.done() for task in self.tasks):
-                self._schedule.point(lambda: bool(ready) or self._is_shut)
+            while True:
+                if not is_done and all(task.done() for task in self.tasks):
+                    is_done = True
+                    self.on_end()
+                    self._raise_errors()
+                self._schedule.point(
+                    lambda: bool(ready) or self._is_shut, is_alone=self._is_alone, is_idle=is_done
+                )
                 if self._is_shut:
                     return
                 handle = ready.popleft()
@@ -63,7 +75,14 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         finally:
             events._set_running_loop(None)
             self.close()
-            self.on_end()
+            if not is_done:
+                self.on_end()
+
+    def _is_alone(self) -> bool:
+        """Whether what it does next concerns nobody else: it goes on with a task of its own."""
+        return self.is_quiet and not isinstance(self._ready[0]._callback, _Answer)  # type: ignore[attr-defined]
+
+    def _raise_errors(self) -> None:
         for task in self.tasks:
             if not task.cancelled() and (error := task.exception()):
                 raise error
@@ -113,7 +132,8 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         """Do what asyncio's loops do."""
         self._schedule.point()
         handle = self.call_soon(callback, *args, context=context)
-        self._schedule.point()
+        if not self.is_quiet:
+            self._schedule.point()  # before the caller looks whether it is
         return handle
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from janus import SyncQueueShutDown
 
-from queuestream import _buffer, _doorbell, producers, stream
+from queuestream import _buffer, _doorbell, _turns, producers, stream
 from queuestream._buffer import Buffer
 from queuestream._wakeups import ThreadWaiter
 from queuestream.errors import ConcurrentIterationError, RunStopped, StreamClosedError
-from tests.support.schedule import ScheduledDeque, ScheduledList, explore, sample
+from tests.support.schedule import ScheduledDeque, ScheduledList, ScheduledLocal, explore, sample
 from tests.support.scheduled_loop import ScheduledLoop
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def _all_is_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(_buffer, "ThreadWaiter", Sleeper)
     monkeypatch.setattr(_doorbell, "Doorbell", Bell)
+    monkeypatch.setattr(_doorbell, "_here", ScheduledLocal(bell=lambda: None))
+    monkeypatch.setattr(_turns, "_here", ScheduledLocal(turn=_turns._Turn))
     monkeypatch.setattr(producers, "start_daemon", start)
 
 
@@ -116,11 +118,13 @@ class Case:
                 schedule, "consumer", lambda: self.consume_in_task(iterable)
             )
             if self.consumer.endswith("cancelled"):
+                loop.is_quiet = False
                 schedule.thread("cancels", loop.cancel)
         if self.other == "close":
             schedule.thread("closes", answer.close)
         elif self.other == "its loop is closed":
             assert self.loop is not None
+            self.loop.is_quiet = False
             schedule.thread("closes the loop", self.loop.shut)
             schedule.thread("heir", lambda: self.inherit(iterable))
         elif self.other == "another next":

@@ -1,0 +1,397 @@
+"""Every state of a small case: all schedules, without running one twice from the same state.
+
+`exhaust` runs a case to its end by some schedule, and then by others, as `explore` does, with no
+bound on how often turns are taken away.  What makes that end is that two schedules which have
+come to the same *state* have the same future: only one of them is followed.  A state is where
+each thread stands and all that it can reach from there: the frames with their variables, the
+tasks of its loop and what is due on it, the queue, its lines, its waiters.  `Picture` writes
+it down as a sequence in which an object that was met before is its number, so that two states
+are the same if their objects hang together in the same way, whatever their addresses are.
+
+Left out is what no future depends on: the time (a timed wait may run out at any moment), the age
+of waiters but for their order, and how many operations a thread has left of its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dis
+import enum
+import functools
+import itertools
+import sys
+import threading
+import types
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from queuestream._turns import _Turn
+from queuestream.mixed_queue import AsyncFace, MixedQueue, SyncFace
+from tests.support.schedule import (
+    Schedule,
+    ScheduledLock,
+    collections_between_runs,
+    explored,
+    run,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Picture", "exhaust"]
+
+_ATOMS = frozenset({type(None), bool, int, str, bytes})
+
+
+def _live(code: types.CodeType) -> dict[int, frozenset[str]]:
+    """Which variables of a function are read after each of its instructions, before they change.
+
+    The others differ from one schedule to another, and nothing comes of it.
+    """
+    instructions = list(dis.get_instructions(code))
+    at = {each.offset: number for number, each in enumerate(instructions)}
+    count = len(instructions)
+    reads: list[set[str]] = [set() for _ in range(count)]
+    writes: list[set[str]] = [set() for _ in range(count)]
+    then: list[set[int]] = [set() for _ in range(count)]
+    for number, each in enumerate(instructions):
+        name, argument = each.opname, each.argval
+        if not name.startswith(("RETURN_", "RAISE_", "RERAISE", "JUMP_")) and number + 1 < count:
+            then[number].add(number + 1)
+        if each.opcode in dis.hasjrel or each.opcode in dis.hasjabs:
+            then[number].add(at[argument])
+        if name == "STORE_FAST_LOAD_FAST":
+            writes[number].add(argument[0])
+            reads[number] |= {argument[1]} - {argument[0]}
+        elif name == "STORE_FAST_STORE_FAST":
+            writes[number].update(argument)
+        elif name == "STORE_FAST":
+            writes[number].add(argument)
+        elif "FAST_LOAD_FAST" in name:
+            reads[number].update(argument)
+        elif "_FAST" in name:  # to delete one is to read it
+            reads[number].add(argument)
+    for entry in dis._parse_exception_table(code):  # type: ignore[attr-defined]
+        for number, each in enumerate(instructions):
+            if entry.start <= each.offset < entry.end:
+                then[number].add(at[entry.target])
+    shared = {*code.co_cellvars, *code.co_freevars}
+    before: list[set[str]] = [set() for _ in range(count)]
+    after: list[set[str]] = [set() for _ in range(count)]
+    changes = True
+    while changes:
+        changes = False
+        for number in reversed(range(count)):
+            out = set().union(*(before[each] for each in then[number]))
+            changes = changes or out != after[number]
+            after[number], before[number] = out, reads[number] | (out - writes[number])
+    return {each.offset: frozenset(after[n] | shared) for n, each in enumerate(instructions)}
+
+
+_live_in: dict[types.CodeType, dict[int, frozenset[str]]] = {}
+
+
+class Picture:
+    """A state, written down.
+
+    Attributes:
+        out: The sequence, so far.
+    """
+
+    def __init__(self) -> None:
+        self.out: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._kept: list[object] = []  # whose addresses are in use
+        self._tickets: list[int] = []  # where in `out` one stands
+
+    def add(self, thing: Any) -> None:
+        """Add an object and what hangs on it."""
+        kind = type(thing)
+        if kind in _ATOMS:
+            self.out.append(thing)
+            return
+        if (number := self._numbers.get(id(thing))) is not None:
+            self.out.append((number,))
+            return
+        self._numbers[id(thing)] = len(self._kept)
+        self._kept.append(thing)
+        self.out.append(kind)
+        way = _WAYS.get(kind)
+        if way is None:
+            way = _WAYS[kind] = _way(kind)
+        way(self, thing)
+
+    def add_frame(self, frame: types.FrameType) -> None:
+        """Add a function that runs: where it stands, and those of its variables that count."""
+        code, place = frame.f_code, frame.f_lasti
+        if (live := _live_in.get(code)) is None:
+            live = _live_in[code] = _live(code)
+        self.out += (id(code), place)
+        counts = live[place]
+        for name, value in frame.f_locals.items():
+            if name in counts:
+                self.out.append(name)
+                self.add(value)
+
+    def add_ticket(self, ticket: int) -> None:
+        """Add the age of a waiter, of which only the order counts."""
+        self._tickets.append(len(self.out))
+        self.out.append(ticket)
+
+    def key(self) -> int:
+        """The state as a number: that of another state is another, but for one in 2**64."""
+        out = self.out
+        ages = sorted({out[place] for place in self._tickets})
+        for place in self._tickets:
+            out[place] = ("age", ages.index(out[place]))
+        return hash(tuple(out))
+
+
+def _nothing(picture: Picture, thing: Any) -> None:
+    pass
+
+
+def _sequence(picture: Picture, thing: Any) -> None:
+    for each in thing:  # which is no point, where its length is one
+        picture.add(each)
+    picture.out.append("]")
+
+
+def _mapping(picture: Picture, thing: dict[Any, Any]) -> None:
+    for key, value in thing.items():
+        picture.add(key)
+        picture.add(value)
+    picture.out.append("}")
+
+
+def _set(picture: Picture, thing: Any) -> None:
+    picture.out.append(len(thing))
+
+
+def _lock(picture: Picture, thing: ScheduledLock) -> None:
+    picture.out.append(thing.locked())
+
+
+def _function(picture: Picture, thing: types.FunctionType) -> None:
+    picture.out.append(id(thing.__code__))
+    for cell in thing.__closure__ or ():
+        picture.add(cell)
+
+
+def _cell(picture: Picture, thing: types.CellType) -> None:
+    try:
+        picture.add(thing.cell_contents)
+    except ValueError:
+        picture.out.append("empty")
+
+
+def _method(picture: Picture, thing: types.MethodType) -> None:
+    picture.out.append(thing.__func__)
+    picture.add(thing.__self__)
+
+
+def _bound(picture: Picture, thing: Any) -> None:
+    picture.out.append(getattr(thing, "__qualname__", ""))
+    picture.add(thing.__self__)
+
+
+def _partial(picture: Picture, thing: functools.partial[Any]) -> None:
+    picture.add(thing.func)
+    picture.add(thing.args)
+    picture.add(thing.keywords)
+
+
+def _weak(picture: Picture, thing: weakref.ref[Any]) -> None:
+    picture.add(thing())
+
+
+def _coroutine(picture: Picture, thing: Any) -> None:
+    if thing.cr_frame is not None:
+        picture.add_frame(thing.cr_frame)
+    picture.add(thing.cr_await)
+
+
+def _generator(picture: Picture, thing: Any) -> None:
+    if thing.gi_frame is not None:
+        picture.add_frame(thing.gi_frame)
+    picture.add(thing.gi_yieldfrom)
+
+
+def _task(picture: Picture, thing: Any) -> None:
+    picture.out.append((thing._state, thing._must_cancel))
+    picture.add(thing._fut_waiter)
+    picture.add(thing.get_coro())
+    picture.add(thing._callbacks)
+
+
+def _future(picture: Picture, thing: Any) -> None:
+    picture.out.append(thing._state)
+    picture.add(thing._callbacks)
+
+
+def _handle(picture: Picture, thing: asyncio.Handle) -> None:
+    picture.out.append(thing.cancelled())
+    picture.add(thing._callback)  # type: ignore[attr-defined]
+    picture.add(thing._args)
+
+
+def _loop(picture: Picture, thing: Any) -> None:
+    picture.out.append((thing.is_closed(), thing._is_shut))
+    picture.add(thing._ready)
+    picture.add(thing.tasks)
+
+
+def _error(picture: Picture, thing: BaseException) -> None:
+    picture.add(thing.args)
+
+
+def _plain(names: tuple[str, ...], has_dict: bool) -> Callable[[Picture, Any], None]:
+    def way(picture: Picture, thing: Any) -> None:
+        for name in names:
+            try:
+                value = object.__getattribute__(thing, name)
+            except AttributeError:
+                continue
+            if name == "ticket":
+                picture.add_ticket(value)
+            else:
+                picture.out.append(name)
+                picture.add(value)
+        if has_dict:
+            for name, value in vars(thing).items():
+                picture.out.append(name)
+                picture.add(value)
+
+    return way
+
+
+_OPAQUE = (
+    types.ModuleType,
+    type,
+    threading.Thread,
+    Schedule,
+    itertools.count,
+    threading.local,
+    enum.Enum,
+    float,
+    _Turn,
+    MixedQueue,  # with its faces: they never change
+    SyncFace,
+    AsyncFace,
+)
+_WAYS: dict[type, Callable[[Picture, Any], None]] = {}
+_BY_BASE: list[tuple[type | tuple[type, ...], Callable[[Picture, Any], None]]] = [
+    (_OPAQUE, _nothing),
+    ((list, tuple, deque), _sequence),
+    (dict, _mapping),
+    ((set, frozenset), _set),
+    (ScheduledLock, _lock),
+    (types.FunctionType, _function),
+    (types.CellType, _cell),
+    (types.MethodType, _method),
+    ((types.BuiltinMethodType, types.MethodWrapperType), _bound),
+    (functools.partial, _partial),
+    (weakref.ref, _weak),
+    (types.CoroutineType, _coroutine),
+    (types.GeneratorType, _generator),
+    (asyncio.Task, _task),
+    (asyncio.Future, _future),
+    (asyncio.Handle, _handle),
+    (asyncio.BaseEventLoop, _loop),
+    (BaseException, _error),
+]
+
+
+def _way(kind: type) -> Callable[[Picture, Any], None]:
+    for base, way in _BY_BASE:
+        if issubclass(kind, base):
+            return way
+    if kind.__module__ == "_asyncio":  # what a loop calls to go on with a task
+        return _bound
+    names = []
+    for each in kind.__mro__:
+        slots = each.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if not name.startswith("__"):
+                names.append(name)
+            elif not name.endswith("__"):
+                names.append(f"_{each.__name__.lstrip('_')}{name}")
+    return _plain(tuple(names), kind.__dictoffset__ != 0)
+
+
+class _Exhaustive(Schedule):
+    """A schedule that ends at a state in which another one was before."""
+
+    def __init__(self, prefix: list[int], known: set[int]) -> None:
+        super().__init__(prefix)
+        self._known = known
+
+    def _able(self) -> list[Any]:
+        if self.is_cut:
+            return []
+        able = super()._able()
+        for actor in able:
+            if actor.is_alone is not None and actor.is_alone():
+                return [actor]
+        if len(able) > 1 and len(self.choices) >= len(self._prefix):
+            state = self._state()
+            if state in self._known:
+                self.is_cut = True
+                return []
+            self._known.add(state)
+        return able
+
+    def _state(self) -> int:
+        picture = Picture()
+        for actor in self._actors:
+            stack = actor.stack
+            picture.out.append(stack.dead)
+            if stack.dead:
+                continue
+            if not stack:
+                picture.add(actor.body)
+                continue
+            frame = sys._getframe() if actor is self._current else stack.gr_frame
+            frames = []
+            while frame is not None and frame.f_code is not _ACT:
+                if frame.f_code not in _OWN:
+                    frames.append(frame)
+                frame = frame.f_back
+            for frame in reversed(frames):
+                picture.add_frame(frame)
+            picture.add(vars(stack).get("bell"))
+        return picture.key()
+
+
+_ACT = Schedule._act.__code__
+_OWN = {
+    Schedule.point.__code__,
+    Schedule._chosen.__code__,
+    _Exhaustive._able.__code__,
+    _Exhaustive._state.__code__,
+}
+
+
+def exhaust(case: Callable[[Schedule], Callable[[], object]]) -> int:
+    """Visit all states of a case.
+
+    Args:
+        case: As of `explore`.
+
+    Returns:
+        The number of states in which there was a choice.
+
+    Raises:
+        AssertionError: As of `explore`.
+    """
+    known: set[int] = set()
+    prefix: list[int] | None = []
+    with collections_between_runs(2_000) as collect:
+        while prefix is not None:
+            schedule = _Exhaustive(prefix, known)
+            run(case, schedule)
+            collect()
+            explored[0] += 1
+            prefix = schedule.next_prefix()
+    return len(known)
