@@ -94,7 +94,7 @@ def cursor_of(after: object) -> EntryId:
         return START
     if not isinstance(after, str):
         raise TypeError(f"after must be the id of an event, a str, or None; not {after!r}")
-    if not _ID.fullmatch(after):
+    if not _ID.fullmatch(after) or max(map(int, after.split("-"))) >= 1 << 64:
         raise ValueError(
             f"after must be the id of an event, as in {'1795970000000-7'!r}, or None for the whole "
             f"stream; not {after!r}"
