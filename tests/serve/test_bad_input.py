@@ -276,6 +276,26 @@ class TestToken:
             assert answer.headers["www-authenticate"] == "Bearer"
         assert httpx.get(served.url).status_code == 200  # the page asks for it
 
+    @pytest.mark.parametrize("root_path", ["", "/", "/v", "/v1", "/elsewhere"])
+    def test_without_it_where_the_server_lets_the_client_say_where_it_is_mounted(
+        self, root_path: str
+    ) -> None:
+        """Hazard: what the guard takes for the path is not what the router takes for it."""
+
+        async def main() -> None:
+            app = create_app(DemoChatModel(pace=0), token="sesame")
+            transport = httpx.ASGITransport(app, root_path=root_path)
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://127.0.0.1"
+            ) as client:
+                answers = [
+                    await client.post(COMPLETIONS, json=ask()),
+                    await client.get("/v1/models"),
+                ]
+            assert [answer.status_code for answer in answers] == [401, 401]
+
+        asyncio.run(main())
+
     def test_with_it(self, serve: Serve) -> None:
         served = serve(DemoChatModel(pace=0), token="sesame")
         headers = {"Authorization": "bearer sesame", "Host": "any.name"}

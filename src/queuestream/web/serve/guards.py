@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -157,7 +157,7 @@ class BearerToken:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or refuse it."""
-        if scope["type"] == "http" and _path(scope).startswith(self._prefix):
+        if scope["type"] == "http" and any(path.startswith(self._prefix) for path in _paths(scope)):
             refusal = self._look_at(Headers(scope=scope))
             if refusal is not None:
                 await say_no(scope, receive, send, refusal)
@@ -180,10 +180,13 @@ class BearerToken:
         )
 
 
-def _path(scope: Scope) -> str:
-    path: Any = scope["path"]
-    root: Any = scope.get("root_path", "")
-    return str(path).removeprefix(str(root))
+def _paths(scope: Scope) -> tuple[str, str]:
+    """The path, with and without where the application is mounted: a router takes one of them.
+
+    Which one depends on a ``root_path`` that some servers take from the request.
+    """
+    path = str(scope["path"])
+    return path, path.removeprefix(str(scope.get("root_path", "")))
 
 
 def _digest(token: bytes) -> bytes:
