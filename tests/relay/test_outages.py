@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from queuestream import stream
-from queuestream.errors import RelayError, RelayUnavailableError
+from queuestream.errors import RelayError, RelayUnavailableError, StreamClosedError
 from tests.relay.servers import Cutter, RedisServer, free_port
 from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.models import ScriptedChatModel, tokens
@@ -104,6 +104,21 @@ def test_a_connection_is_cut_at_every_command(
             assert cutter.cuts >= 10
             relay.close()
     assert reader.status_sync("a") == "pending"
+
+
+def test_a_stop_before_the_beginning_holds_where_that_is_sent_twice(
+    make_relay: Callable[..., RedisRelay], redis_server: RedisServer
+) -> None:
+    """Promise 4.  Hazard: what had the answer for the writer is overtaken by its second try."""
+    model = ScriptedChatModel(tokens=tokens(3))
+    assert make_relay().stop_sync("a")
+    with Cutter(redis_server.port) as cutter:
+        cutter.cut_at = {1: 2.0}  # Redis has it, and we no answer
+        with pytest.raises(StreamClosedError):
+            make_relay(cutter.url).publish_sync("a", stream(model, "?"))
+        assert cutter.cuts == 1
+    assert model.record.calls == 0
+    assert make_relay().status_sync("a") == "stopped"
 
 
 def test_a_frozen_server_holds_the_run_up(

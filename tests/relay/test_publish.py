@@ -491,7 +491,7 @@ def test_arguments(arguments: dict[str, Any], error: type[Exception], said: str)
 
 
 def test_ids_and_streams_are_checked(relay: RedisRelay) -> None:
-    for wrong, error in ((1, TypeError), ("", ValueError)):
+    for wrong, error in ((1, TypeError), ("", ValueError), ("\ud800", ValueError)):
         for call in (relay.subscribe, relay.subscribe_sync, relay.status_sync, relay.stop_sync):
             with pytest.raises(error, match="id must"):
                 call(wrong)  # type: ignore[arg-type]

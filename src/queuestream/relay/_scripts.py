@@ -38,7 +38,7 @@ def keys_of(prefix: str, shards: int, stream_id: str) -> Keys:
 
     Runs share so many hash tags, so that in a cluster one connection reads many of them.
     """
-    tag = f"{prefix}:{{{zlib.crc32(stream_id.encode('utf-8', 'surrogatepass')) % shards}}}"
+    tag = f"{prefix}:{{{zlib.crc32(stream_id.encode()) % shards}}}"
     name = f"{tag}:{stream_id}"
     return Keys(tag, f"{name}:entries", f"{name}:lease")
 
@@ -79,20 +79,20 @@ OPEN = Script(
     "open",
     _TOP
     + """
--- ARGV: who, lease, ttl, opening, stop.  Returns {0 begun | 1 was stopped before, epoch, base}.
+-- ARGV: who, lease, ttl, opening, stop.  Returns {0 begun | 1 was stopped, epoch, base}.
 local who, lease, ttl = ARGV[1], ARGV[2], ARGV[3]
 local previous, epoch, base, stopped = '0-0', nil, nil, false
 if redis.call('EXISTS', KEYS[1]) == 1 then
-  local id, e = top()
+  local id, e, n = top()
   previous = id
-  local entries = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-  local fields = entries[1] and entries[1][2] or {}
-  if field(fields, 'by') == who then
-    return {0, e, field(fields, 'base')}
-  end
-  stopped = field(fields, 'early') == '1'
   local opening = redis.call('XRANGE', KEYS[1], e .. '-0', e .. '-0')
-  base = opening[1] and field(opening[1][2], 'base') or e
+  local opened = opening[1] and opening[1][2] or {}
+  if field(opened, 'by') == who then  -- sent twice; and stopped before or since, perhaps
+    return {n == LAST and 1 or 0, e, field(opened, 'base')}
+  end
+  local entries = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+  stopped = field(entries[1] and entries[1][2] or {}, 'early') == '1'
+  base = field(opened, 'base') or e
   epoch = string.format('%.0f', tonumber(e) + 1)
 else
   local now = redis.call('TIME')

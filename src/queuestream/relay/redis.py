@@ -444,6 +444,10 @@ class RedisRelay:
             raise TypeError(f"id must be a str, not {stream_id!r}")
         if not stream_id:
             raise ValueError("id must not be empty")
+        try:
+            stream_id.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"id must be text that UTF-8 can encode, not {stream_id!r}") from None
         return keys_of(self._settings.prefix, self._settings.shards, stream_id)
 
 
