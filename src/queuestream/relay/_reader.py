@@ -145,7 +145,10 @@ class SharedReader:
         if watch.is_gone:
             return
         key = watch.keys.entries
-        self._watches.setdefault(key, []).append(watch)
+        watches = self._watches.setdefault(key, [])
+        if watch in watches:  # it was to pause, and neither it nor we knew that it had not yet
+            return
+        watches.append(watch)
         if self._task is None:
             self._task = self.loop.create_task(self._read_all())
             keep_task(self._task)
