@@ -24,6 +24,7 @@ import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
@@ -212,7 +213,7 @@ class KeptAnswers:
                 await self._find(stream_id)
                 status, include_usage = 200, True
             else:
-                is_new = await self._ask(stream_id, asked, reader, who(request))
+                is_new = await self._ask(stream_id, asked, reader, request)
                 status, include_usage = 201 if is_new else 200, asked.include_usage
             response = self._response(request, reader, status, include_usage=include_usage)
             await response(scope, receive, send)
@@ -228,7 +229,9 @@ class KeptAnswers:
             )
         return f"{self._name}/{given}"
 
-    async def _ask(self, stream_id: str, asked: ChatRequest, reader: _Reader, name: str) -> bool:
+    async def _ask(
+        self, stream_id: str, asked: ChatRequest, reader: _Reader, request: Request
+    ) -> bool:
         """See to it that there is a run to be read; whether it begins with this."""
         publication = self._publications.get(stream_id)
         is_new = False
@@ -236,10 +239,12 @@ class KeptAnswers:
             status = await self._asking(self._relay.status(stream_id))
             publication = self._publications.get(stream_id)  # somebody may have been quicker
             if publication is None and status in _TO_BEGIN:
-                publication = self._begin(stream_id, self._completions.run(asked), name)
+                publication = self._begin(stream_id, self._completions.run(asked), who(request))
                 is_new = True
                 if status == "pending":  # a cursor is that of a run which has expired
                     reader.events = self._relay.subscribe(stream_id)
+                    # Nor is a client that is cut off at once to come back with it.
+                    del MutableHeaders(scope=request.scope)["last-event-id"]
         if publication is not None:
             await publication.is_open.wait()
             if publication.failure is not None:
