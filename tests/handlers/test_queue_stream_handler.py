@@ -545,7 +545,7 @@ def test_what_begins_after_its_run_has_ended_well_is_a_run_of_its_own() -> None:
     """Hazard: a config that is kept for later calls names a parent, and nobody hears of them."""
     kept: list[RunnableConfig] = []
     handler = QueueStreamHandler()
-    step = RunnableLambda(lambda text, config: kept.append(config))
+    step: RunnableLambda[str, None] = RunnableLambda(lambda text, config: kept.append(config))
     step.invoke("?", with_handler(handler))
     assert list(handler) == []
     ScriptedChatModel(tokens=tokens(3)).invoke("?", kept[0])

@@ -107,7 +107,7 @@ def test_what_makes_no_event_holds_no_slot() -> None:
         model.gate.open()  # type: ignore[union-attr]
         texts = []
         for event in source:
-            texts.append(event.text)  # type: ignore[attr-defined]
+            texts.append(event.text)
             let_go(1)
     assert texts == ["b"]
 
