@@ -472,6 +472,14 @@ def test_a_result_that_is_not_there(relay: RedisRelay) -> None:
     [
         ({"url": "http://x"}, ValueError, "url must begin with redis://"),
         ({"url": None}, TypeError, "url must be a str"),
+        ({"url": "redis://localhost:abc"}, ValueError, "url is none that redis-py knows"),
+        (
+            {"url": "redis://localhost?socket_connect_timeout=x"},
+            ValueError,
+            "none that redis-py knows",
+        ),
+        ({"url": "redis://localhost?socket_timeout=1"}, ValueError, "sets socket_timeout itself"),
+        ({"url": "redis://localhost?protocol=3&db=1"}, ValueError, "sets protocol itself"),
         ({"ttl": 0}, ValueError, "ttl must be more than 0"),
         ({"ttl": None}, TypeError, "ttl must be"),
         ({"lease": -1}, ValueError, "lease must be"),

@@ -39,7 +39,9 @@ import contextlib
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
+
+from redis.asyncio import ConnectionPool
 
 from queuestream._background import on_background_loop
 from queuestream._checks import checked_count, checked_seconds
@@ -132,7 +134,7 @@ class RedisRelay:
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If a number is too small, ``prefix`` is empty or has braces, or ``url``
-                is none that redis-py knows.
+                is none that redis-py knows, or sets what the relay sets itself.
         """
         if not isinstance(cast("object", url), str):
             raise TypeError(f"url must be a str, not {url!r}")
@@ -144,8 +146,9 @@ class RedisRelay:
             raise TypeError(f"prefix must be a str, not {prefix!r}")
         if not prefix or "{" in prefix or "}" in prefix:
             raise ValueError(f"prefix must be a name without braces, not {prefix!r}")
-        if unusable := {"protocol", "decode_responses", "retry", "socket_timeout"} & set(options):
+        if unusable := _OWN & set(options):
             raise TypeError(f"the relay sets {', '.join(sorted(unusable))} itself")
+        _check_rest_of(url)
         return cls(
             Settings(
                 url=url,
@@ -449,6 +452,20 @@ class RedisRelay:
         except UnicodeEncodeError:
             raise ValueError(f"id must be text that UTF-8 can encode, not {stream_id!r}") from None
         return keys_of(self._settings.prefix, self._settings.shards, stream_id)
+
+
+_OWN = {"protocol", "decode_responses", "retry", "socket_timeout"}
+"""Options of a connection that the relay sets itself."""
+
+
+def _check_rest_of(url: str) -> None:
+    """Find now what a URL has wrong behind its scheme: nobody is there to hear of it later."""
+    if unusable := (_OWN | {"timeout"}) & parse_qs(urlsplit(url).query).keys():
+        raise ValueError(f"the relay sets {', '.join(sorted(unusable))} itself; not in the URL")
+    try:
+        ConnectionPool.from_url(url)  # connects to nobody
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"url is none that redis-py knows: {error}") from None
 
 
 def _end_of(stream: TokenStream[Any], limit: int) -> bytes:
