@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableLambda
 
 from tests.relay.servers import RedisServer, relays
 from tests.serve.conftest import ask, chunks_of, text_of
-from tests.support.gates import Gate, eventually
+from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.models import ScriptedChatModel, tokens
 
 if TYPE_CHECKING:
@@ -378,6 +378,54 @@ def test_two_who_find_nothing_at_once_ask_the_model_once(make_relay: Any) -> Non
     assert sorted(answer.status_code for answer in answers) == [200, 201]
     assert [text_of(chunks_of(answer.text)) for answer in answers] == [WHOLE, WHOLE]
     assert model.record.calls == 1
+
+
+class Late:
+    """A relay that begins to write only when it was asked to stop."""
+
+    def __init__(self, relay: Any) -> None:
+        self._relay = relay
+        self.is_publishing = False
+        self._was_asked_to_stop = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._relay, name)
+
+    async def publish(self, *args: Any, **options: Any) -> Any:
+        self.is_publishing = True
+        await self._was_asked_to_stop.wait()
+        return await self._relay.publish(*args, **options)
+
+    async def stop(self, id: str) -> bool:
+        is_stopped: bool = await self._relay.stop(id)
+        self._was_asked_to_stop.set()
+        return is_stopped
+
+
+def test_stopped_while_a_run_that_failed_begins_anew(
+    make_relay: Any, gated: ScriptedChatModel
+) -> None:
+    """Promise 4.  Hazard: it is over still when the stop comes, and then goes to its end."""
+    from queuestream.web.serve import create_app  # noqa: PLC0415 - an extra
+
+    path = f"/v1/answers/{uuid.uuid4()}"
+
+    async def ask_and_stop() -> tuple[httpx.Response, httpx.Response]:
+        failing = ScriptedChatModel(tokens=WORDS, failure=ConnectionError("no"), fail_at=0)
+        transport = httpx.ASGITransport(create_app(failing, name="m", relay=make_relay()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            assert (await client.put(path, json=ask())).status_code == 500
+        late: Any = Late(make_relay())
+        transport = httpx.ASGITransport(create_app(gated, name="m", relay=late))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            putting = asyncio.ensure_future(client.put(path, json=ask()))
+            await eventually_async(lambda: late.is_publishing)
+            return await client.delete(path), await putting
+
+    deleted, answer = asyncio.run(ask_and_stop())
+    assert deleted.json()["stopped"] is True
+    assert '"stopped"' in answer.text, answer.text
+    assert gated.record.produced == 0
 
 
 def test_a_server_that_ends_while_redis_is_away(

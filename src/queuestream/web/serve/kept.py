@@ -197,6 +197,11 @@ class KeptAnswers:
         stream_id = self._id_in(request)
         if request.method == "DELETE":
             is_stopped = await self._asking(self._relay.stop(stream_id))
+            publication = self._publications.get(stream_id)
+            if publication is not None and not (is_stopped and publication.is_open.is_set()):
+                # What was stopped, or was over, is another's before this, which begins just now.
+                await publication.is_open.wait()
+                is_stopped |= await self._asking(self._relay.stop(stream_id))
             told = {"id": request.path_params["id"], "object": "answer", "stopped": is_stopped}
             await JSONResponse(told)(scope, receive, send)
             return
