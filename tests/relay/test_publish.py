@@ -357,6 +357,17 @@ def _reader(home: Any) -> Any:
     return reader
 
 
+def test_a_subscription_that_is_added_twice_is_read_once(relay: RedisRelay) -> None:
+    """Hazard: it goes on just when it was to pause; the second one stays for ever."""
+    reading = relay.subscribe_sync("a")
+    for _ in range(2):
+        relay._add(reading._watch)
+    relay.publish_sync("a", stream(ScriptedChatModel(tokens=tokens(9)), "?"))
+    assert [event.text for event in reading if event.kind == "text"] == tokens(9)
+    (home,) = relay._homes.values()
+    eventually(lambda: not any(reader._watches for reader in home._readers.values()))
+
+
 def test_a_subscription_that_is_dropped_is_let_go(relay: RedisRelay) -> None:
     relay.publish_sync("b", stream(ScriptedChatModel(tokens=["a"]), "?"))
     subscription = relay.subscribe_sync("a")
