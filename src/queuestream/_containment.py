@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Containment", "uncarried"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger("queuestream")
 
 
 class Containment:
@@ -70,9 +73,19 @@ class Containment:
                 self.loop.call_soon_threadsafe(self._close, generator)
 
     def _close(self, generator: AsyncGenerator[Any, Any]) -> None:
-        task = self.loop.create_task(generator.aclose())
+        task = self.loop.create_task(_closed(generator))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+async def _closed(generator: AsyncGenerator[Any, Any]) -> None:
+    """Close a generator that nobody waits for; what it raises must not end its loop."""
+    try:
+        await generator.aclose()
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:
+        logger.debug("a generator that was dropped raised %r in its clean-up", error)
 
 
 class _Carried(BaseException):
@@ -88,7 +101,9 @@ def uncarried(error: BaseException) -> BaseException:
     if isinstance(error, _Carried):
         return error.error
     members = getattr(error, "exceptions", ())
-    if any(isinstance(member, _Carried) for member in members):
+    if isinstance(members, (tuple, list)) and any(
+        isinstance(member, _Carried) for member in members
+    ):
         group: Any = error
         return group.derive([uncarried(member) for member in members])  # type: ignore[no-any-return]  # no such type before 3.11
     return error

@@ -86,10 +86,13 @@ class Run:
                 logger.debug("%s: after its close the run ended with %r", call.tokens.name, error)
             return
         self.value = value
-        self.error = None if error is None else consumer_error(uncarried(error))
-        if isinstance(self.error, RunCancelledError) and (death := death_of(self.loop)):
-            self.error.__cause__ = death
-        call.tokens.end()
+        self.error = error
+        try:
+            self.error = None if error is None else consumer_error(uncarried(error))
+            if isinstance(self.error, RunCancelledError) and (death := death_of(self.loop)):
+                self.error.__cause__ = death
+        finally:  # whatever an error does that is not ours
+            call.tokens.end()
 
 
 class ThreadRun(Run):
@@ -124,11 +127,18 @@ class ThreadRun(Run):
             self.gone.set()
 
 
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # it is not ours
+        return ""
+
+
 def _say_what_helps(error: BaseException) -> None:
     """Where a target turns out to be asynchronous only, name the place for it."""
     if (
         isinstance(error, (TypeError, NotImplementedError))
-        and any(word in str(error) for word in ("async", "ainvoke", "synchronous", "sync "))
+        and any(word in _text_of(error) for word in ("async", "ainvoke", "synchronous", "sync "))
         and sys.version_info >= (3, 11)
     ):
         error.add_note(

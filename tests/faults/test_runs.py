@@ -425,3 +425,48 @@ def test_a_callback_beside_ours_raises(
 
     with caplog.at_level(logging.CRITICAL):
         case.consumer.run(scenario)
+
+
+class _NastyError(TypeError):
+    """An error that is not what errors are."""
+
+    exceptions = None
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("run_in", ["thread", "background"])
+def test_an_error_that_cannot_be_looked_at(run_in: Any) -> None:
+    """Promise 3.  Hazard: what we do with it raises, and the end is never put."""
+    error = _NastyError()
+    model = ScriptedChatModel(tokens=tokens(3), failure=error, fail_at=2)
+    with stream(model, "?", run_in=run_in, timeout=5) as answer:
+        assert [next(answer) for _ in range(2)] == tokens(2)
+        with pytest.raises(BaseException) as raised:
+            next(answer)
+    assert raised.value is error
+
+
+def test_a_clean_up_that_ends_programs_ends_no_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """Hazard: on the shared loop, all other streams end with it."""
+
+    class LeavesBadly(ScriptedChatModel):
+        async def _astream(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                async for chunk in super()._astream(*args, **kwargs):
+                    yield chunk
+            finally:
+                await asyncio.sleep(0)
+                raise SystemExit(7)
+
+    gate = Gate(1)
+    other = stream(ScriptedChatModel(tokens=tokens(3), gate=gate), "?", run_in="background")
+    with other, caplog.at_level(logging.DEBUG, "queuestream"):
+        assert next(other) == tokens(1)[0]
+        leaving = LeavesBadly(tokens=tokens(9))
+        with stream(leaving, "?", run_in="background", maxsize=1) as answer:
+            next(answer)
+        eventually(lambda: "SystemExit(7)" in caplog.text)
+        gate.open()
+        assert list(other) == tokens(2, start=1)

@@ -194,7 +194,7 @@ class ResilientStreamHandler(StreamHandler):
         if failure is not None:
             if self.on_exhausted != "raise":
                 self._exhausted(text, run_id, failure)
-        elif state is not None and isinstance(error, Exception):
+        elif state is not None:
             state.text = state.joined  # the error is the token's, not of what was kept before it
 
     def _exhausted(self, text: str, run_id: UUID | None, error: Exception) -> None:
