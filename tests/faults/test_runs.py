@@ -26,7 +26,7 @@ from tests.support.models import ScriptedChatModel, tokens
 from tests.support.streams import DEFAULT_CASES, STREAM_CASES, Case, getters_of, is_blocked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from tests.support.consumers import Consumer
 
@@ -452,7 +452,7 @@ def test_a_clean_up_that_ends_programs_ends_no_loop(caplog: pytest.LogCaptureFix
     """Hazard: on the shared loop, all other streams end with it."""
 
     class LeavesBadly(ScriptedChatModel):
-        async def _astream(self, *args: Any, **kwargs: Any) -> Any:
+        async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
             try:
                 async for chunk in super()._astream(*args, **kwargs):
                     yield chunk
