@@ -101,6 +101,7 @@ def test_message_stops_a_silent_model(
     with connect(f"ws://{serve(app, server)}/", proxy=None) as client:
         for token in before:
             assert json.loads(client.recv()) == {"type": "token", "text": token}
+        eventually(lambda: model.gate and model.gate.waiting)
         client.send(sent)
         told = rest_of(client)
         assert client.close_code == code
