@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from queuestream import QueueStreamHandler, _background
+from queuestream import QueueStreamHandler, _background, stream
 from queuestream.errors import RunStopped, StreamClosedError
 from queuestream.handlers import BatchStreamHandler, batch
 from queuestream.handlers._turns import Turns
@@ -612,6 +612,52 @@ def test_the_end_comes_while_a_timed_delivery_goes_on_in_a_task(
     assert received.most_inside == 1
 
 
+def test_synchronous_code_on_the_loop_on_which_a_timed_delivery_waits(clock: Clock) -> None:
+    """Promise 5.  Hazard: a deadlock: it waits for its turn, and holds up the loop that has it."""
+    received = Stalling(is_async=True)
+    handler = BatchStreamHandler(received.on_token, 2, max_delay=10)  # not at home on that loop
+
+    async def main() -> None:
+        chunks = ScriptedChatModel(tokens=tokens(4)).stream("?", with_handler(handler))
+        next(chunks)
+        clock.ring()
+        await eventually_async(lambda: received.gate.waiting)
+        received.gate.release(3)  # of which the late one has one
+        assert [chunk.text for chunk in chunks if chunk.text] == tokens(3, 1)
+        received.gate.open()
+        await eventually_async(lambda: len(received.texts) == 3)
+
+    asyncio.run(main())
+    assert sorted(received.texts) == ["t0 ", "t1 t2 ", "t3 "]
+
+
+def test_a_token_that_waits_for_its_turn_when_the_run_is_cancelled(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 1.  Hazard: it is lost, being neither delivered nor kept."""
+    received = Stalling(is_async=True)
+    asked = turns_that_tell(received, monkeypatch)
+    model = EchoChatModel(gate=Gate())
+
+    async def main() -> None:
+        handler = BatchStreamHandler(received.on_token, 99, max_delay=10)
+        run = asyncio.create_task(model.ainvoke("a", with_handler(handler)))
+        await step_async(model)
+        await eventually_async(lambda: clock.due)
+        clock.ring()
+        await eventually_async(lambda: received.gate.waiting)
+        await step_async(model)
+        await eventually_async(asked.is_set)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        received.gate.open()
+        await eventually_async(lambda: len(received.texts) == 2)
+
+    asyncio.run(main())
+    assert received.texts == ["a0 ", "a1 "]
+
+
 @PLAIN_AND_COROUTINE
 def test_an_alarm_that_rings_after_the_end(clock: Clock, *, is_async: bool) -> None:
     """Hazard: it delivers what was delivered, or makes a task or thread for nothing."""
@@ -805,6 +851,36 @@ def test_an_error_of_a_timed_delivery_in_a_task(
         asyncio.run(main())
         assert received.texts == (["a"] if is_last else ["a", "never"])
         assert "a late delivery failed" in caplog.text
+
+
+@PLAIN_AND_COROUTINE
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_an_exit_in_a_timed_delivery_in_a_task(
+    clock: Clock, error: type[BaseException], *, is_async: bool
+) -> None:
+    """Promise 5.  Hazard: it ends the loop, and with the background loop all streams on it."""
+
+    class Exiting(Received):
+        def _plain(self, text: str) -> None:
+            super()._plain(text)
+            raise error(text)
+
+    received = Exiting(is_async=is_async)
+    model = silent_model("a")
+
+    async def main() -> None:
+        handler = BatchStreamHandler(received.on_token, 99, max_delay=10)
+        run = stream(model, "?", with_handler(handler), run_in="task")
+        assert await anext(run) == "a"
+        clock.ring()
+        await eventually_async(lambda: received.texts == ["a"])
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gate_of(model).open()
+        with pytest.raises(error, match="a"):
+            await anext(run)
+
+    asyncio.run(main())
 
 
 def test_the_consumer_of_a_queue_has_gone_when_a_thread_delivers_late(

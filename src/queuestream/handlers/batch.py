@@ -13,7 +13,7 @@ from queuestream._checks import checked_count, checked_seconds
 from queuestream._token_queue import RUN_THREAD, logger
 from queuestream._turns import running_asyncio_loop
 from queuestream.handlers._dual import dual
-from queuestream.handlers._turns import Turns, without_turns
+from queuestream.handlers._turns import Turns, may_wait, without_turns
 from queuestream.handlers.base import StreamHandler
 
 if TYPE_CHECKING:
@@ -119,10 +119,6 @@ class BatchStreamHandler(StreamHandler):
     def _new_state(self, about: About) -> _Batch:
         return _Batch(about.run_id)
 
-    def _texts_of_token(self, state: _Batch, token: str) -> Iterable[str]:
-        state.add(token)
-        return state.take() if len(state.tokens) >= self.batch_size else ()
-
     def _texts_at_end(self, state: _Batch, response: LLMResult | None) -> Iterable[str]:
         return state.take()
 
@@ -148,46 +144,55 @@ class BatchStreamHandler(StreamHandler):
     flush: Any = dual(_flush, _flush_in_task)
 
     # -- a run, its timer and whoever calls flush take turns to deliver --------------------------
+    #
+    # A token is kept before its turn comes, so that it is not lost if the run is cancelled.
 
     def _receive(self, token: str, run_id: UUID | None, details: dict[str, Any]) -> None:
-        if not token or self._only_waits(token, run_id, details):
+        if not token:
             return
         state: _Batch = self._state_of(run_id, details)
-        with state.turns.in_thread():
+        state.raise_late()
+        state.add(token)
+        if self._only_waits(state):
+            return
+        with state.turns.in_thread(waits=may_wait(self, run_id)):
             state.raise_late()
-            super()._receive(token, run_id, details)
+            for text in self._take_complete(state):
+                self._deliver(text, run_id)
             self._set_alarm(state)
 
     async def _receive_in_task(
         self, token: str, run_id: UUID | None, loop: object, details: dict[str, Any]
     ) -> None:
-        if not token or self._only_waits(token, run_id, details):
+        if not token:
             return
         state: _Batch = self._state_of(run_id, details)
-        async with state.turns.in_task():
+        state.raise_late()
+        state.add(token)
+        if self._only_waits(state):
+            return
+        async with state.turns.in_task(waits=running_asyncio_loop() is loop):
             state.raise_late()
-            await super()._receive_in_task(token, run_id, loop, details)
+            for text in self._take_complete(state):
+                await self._deliver_in_task(text, run_id, loop)
             self._set_alarm(state)
 
-    def _only_waits(self, token: str, run_id: UUID | None, details: dict[str, Any]) -> bool:
-        """Whether a token brings no delivery about, and no alarm; it is taken, then.
+    def _only_waits(self, state: _Batch) -> bool:
+        """Whether a token brought no delivery about, and no alarm.
 
         A turn costs more than all the rest.
         """
-        if self.max_delay is not None:
-            return False
-        state: _Batch = self._state_of(run_id, details)
-        if len(state.tokens) + 1 >= self.batch_size:
-            return False
-        state.add(token)
-        return True
+        return self.max_delay is None and len(state.tokens) < self.batch_size
+
+    def _take_complete(self, state: _Batch) -> Iterable[str]:
+        return state.take() if len(state.tokens) >= self.batch_size else ()
 
     def _finish(self, run_id: UUID | None, response: LLMResult | None) -> None:
         state: _Batch | None = self._open_state(run_id)
         if state is None:
             super()._finish(run_id, response)
             return
-        with state.turns.in_thread():
+        with state.turns.in_thread(waits=may_wait(self, run_id)):
             state.stop_alarm()
             super()._finish(run_id, response)
         state.raise_late()
@@ -199,7 +204,7 @@ class BatchStreamHandler(StreamHandler):
         if state is None:
             await super()._finish_in_task(run_id, loop, response)
             return
-        async with state.turns.in_task():
+        async with state.turns.in_task(waits=running_asyncio_loop() is loop):
             state.stop_alarm()
             await super()._finish_in_task(run_id, loop, response)
         state.raise_late()
@@ -245,7 +250,7 @@ class BatchStreamHandler(StreamHandler):
             try:
                 for text in self._take_late(state):
                     self._deliver(text, state.run_id)
-            except Exception as error:
+            except BaseException as error:
                 self._note_late(state, error)
             self._set_alarm(state)
 
@@ -254,7 +259,9 @@ class BatchStreamHandler(StreamHandler):
             try:
                 for text in self._take_late(state):
                     await self._deliver_in_task(text, state.run_id, loop)
-            except Exception as error:
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except BaseException as error:
                 self._note_late(state, error)
             self._set_alarm(state)
 
@@ -263,8 +270,12 @@ class BatchStreamHandler(StreamHandler):
         state.alarm = None
         return state.take() if state.since + self.max_delay <= monotonic() else ()
 
-    def _note_late(self, state: _Batch, error: Exception) -> None:
-        if self.raise_error:
+    def _note_late(self, state: _Batch, error: BaseException) -> None:
+        """A late delivery has failed.
+
+        What is no Exception (SystemExit) is always the run's, and must not end a loop.
+        """
+        if self.raise_error or not isinstance(error, Exception):
             state.error = error
         else:
             logger.error("%s: a late delivery failed", type(self).__name__, exc_info=error)
