@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -93,6 +95,72 @@ def test_what_goes_on_after_a_turn_has_none() -> None:
         assert had == []
     thread.join(5)
     assert had == [True]
+
+
+def test_a_task_that_was_begun_in_a_turn_and_outlives_it() -> None:
+    """Hazard: it takes itself for one that has the turn, while another has it."""
+    turns = Turns()
+    steps: list[str] = []
+
+    async def main() -> None:
+        is_over = asyncio.Event()
+
+        async def late() -> None:
+            await is_over.wait()
+            async with turns.in_task():
+                steps.append("late")
+
+        async with turns.in_task():
+            task = asyncio.create_task(late())
+        async with turns.in_task():
+            is_over.set()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            steps.append("another")
+        await task
+
+    asyncio.run(main())
+    assert steps == ["another", "late"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_another_thread_has_the_turn_at_a_fork() -> None:
+    """Promise 8.  Hazard: nobody gives it back in the child."""
+    done = subprocess.run([sys.executable, "-c", _FORK], timeout=40, check=False)
+    assert done.returncode == 0
+
+
+_FORK = """
+import os, sys, threading, time, warnings
+from queuestream.handlers._turns import Turns
+
+warnings.simplefilter("ignore")  # a fork while threads run, which is what this is about
+turns, is_inside, go_on = Turns(), threading.Event(), threading.Event()
+
+def has():
+    with turns.in_thread():
+        is_inside.set()
+        go_on.wait()
+
+threading.Thread(target=has).start()
+is_inside.wait()
+with Turns().in_thread():
+    pid = os.fork()
+if not pid:
+    for _ in range(2):
+        with turns.in_thread():
+            pass
+    os._exit(0)
+deadline = time.monotonic() + 20
+ended = 0
+while not ended and time.monotonic() < deadline:
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    time.sleep(0.005)
+if not ended:
+    os.kill(pid, 9)
+go_on.set()
+sys.exit(1 if not ended else os.waitstatus_to_exitcode(status))
+"""
 
 
 @pytest.mark.parametrize("where", ["waiting", "inside"])
