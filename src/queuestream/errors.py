@@ -122,12 +122,23 @@ class RemoteRunError(RelayError, RuntimeError):
     Attributes:
         type_name: The name of its own error's class.
         message: That error's message.
+        status: The HTTP status that tells a client of it; None if its writer has not said.
+        retry_after: Seconds after which the provider lets a client try again, if it has said.
     """
 
-    def __init__(self, type_name: str, message: str) -> None:
+    def __init__(
+        self,
+        type_name: str,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(type_name, message)
         self.type_name = type_name
         self.message = message
+        self.status = status
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         """Both."""

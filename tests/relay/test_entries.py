@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from copy import copy
 from typing import Any
 from uuid import uuid4
 
@@ -9,6 +11,7 @@ import pytest
 from langchain_core.messages import AIMessageChunk
 
 from queuestream import TokenEvent, stream
+from queuestream._failures import retry_after, status_of
 from queuestream.errors import EntryTooLargeError, RelayError
 from queuestream.events import events_of
 from queuestream.relay import RelayEvent
@@ -20,6 +23,7 @@ from queuestream.relay._entries import (
     encode,
     encode_error,
     entry_of,
+    error_of,
 )
 from tests.support.models import ScriptedChatModel, usage
 
@@ -107,6 +111,29 @@ def test_an_event_that_is_too_large() -> None:
 
 def test_a_long_message_of_an_error_is_cut() -> None:
     assert len(encode_error(ValueError("x" * 10_000_000))) < 3_000
+
+
+class RudeError(Exception):
+    """Raises when it is looked at."""
+
+    def __str__(self) -> str:
+        raise ValueError("no")
+
+
+def test_how_a_run_failed_is_written_and_read() -> None:
+    """What it does when it is looked at keeps nobody from its end."""
+    read = error_of(json.loads(encode_error(TimeoutError("late"))))
+    assert (str(read), read.status, read.retry_after) == ("TimeoutError: late", 504, None)
+    assert str(error_of(json.loads(encode_error(RudeError())))) == "RudeError"
+
+
+@pytest.mark.parametrize("more", [{}, {"status": "429", "retry_after": "7"}, {"status": 418}])
+def test_an_error_that_another_version_has_written(more: dict[str, Any]) -> None:
+    """Older ones have told no status; newer ones may know others."""
+    read = error_of({"k": "error", "type": "RateLimitError", "message": "no", **more})
+    assert str(read) == "RateLimitError: no"
+    assert (status_of(read), retry_after(read)) == (500, None)
+    assert str(copy(read)) == str(read)
 
 
 @pytest.mark.parametrize(

@@ -141,13 +141,19 @@ def test_a_connection_that_is_lost_after_each_token(relay: RedisRelay, served: s
     assert browser.has_ended
 
 
-def test_an_error_of_the_run_in_another_process(relay: RedisRelay, served: str) -> None:
-    """The client reads one of the fixed sentences, nothing of the error's own."""
-    model = ScriptedChatModel(tokens=[], failure=ValueError("secret"), fail_at=0)
-    with pytest.raises(ValueError, match="secret"):
+@pytest.mark.parametrize(
+    "failure, status",
+    [(ValueError("secret"), 500), (TimeoutError("secret"), 504), (ConnectionError("secret"), 502)],
+)
+def test_an_error_of_the_run_in_another_process(
+    relay: RedisRelay, served: str, failure: Exception, status: int
+) -> None:
+    """The client reads a status and one of the fixed sentences, nothing of the error's own."""
+    model = ScriptedChatModel(tokens=[], failure=failure, fail_at=0)
+    with pytest.raises(type(failure), match="secret"):
         relay.publish_sync(served.rpartition("/")[2], stream(model, "?"))
     answer = httpx.get(served, timeout=10)
-    assert answer.status_code == 500
+    assert answer.status_code == status
     assert "secret" not in answer.text
     with pytest.raises(RemoteRunError):
         next(relay.subscribe_sync(served.rpartition("/")[2]))

@@ -18,6 +18,7 @@ from tests.relay.servers import RedisServer, relays
 from tests.serve.conftest import ask, chunks_of, text_of
 from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.models import ScriptedChatModel, tokens
+from tests.web.test_response import ContextOverflowError, ProviderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -254,6 +255,38 @@ def test_a_run_that_failed_is_begun_again_when_it_is_asked_again(
     served.wait_until_idle()
 
 
+@pytest.mark.parametrize(
+    "failure, status",
+    [
+        (ProviderError(429, retry_after="7"), 429),
+        (ProviderError(529), 503),
+        (ProviderError(401), 502),
+        (ContextOverflowError("secret"), 400),
+        (ValueError("secret"), 500),
+    ],
+    ids=["429", "503", "502", "400", "500"],
+)
+def test_a_failure_before_the_first_token_is_the_status_of_a_plain_answer(
+    make_relay: Any, serve: Serve, failure: Exception, status: int
+) -> None:
+    """In the process that writes, in any other, and where the run was begun again, in vain.
+
+    Hazard: a client that would try again by itself takes a 500 for the last word.
+    """
+    model = ScriptedChatModel(tokens=WORDS, failure=failure, fail_at=0)
+    here, there = serve(model, relay=make_relay()), serve(model, relay=make_relay())
+    plain = httpx.post(f"{here.url}/v1/chat/completions", json=ask(stream=True))
+    assert plain.status_code == status
+    name = str(uuid.uuid4())
+    for ask_one in (put, httpx.get):
+        for served in (here, there):
+            answer = ask_one(address(served, name))
+            assert (answer.status_code, answer.json()) == (status, plain.json())
+            assert answer.headers.get("retry-after") == plain.headers.get("retry-after")
+            served.wait_until_idle()
+    assert model.record.calls == 3
+
+
 def test_a_model_that_takes_too_long(
     make_relay: Any, serve: Serve, gated: ScriptedChatModel
 ) -> None:
@@ -276,6 +309,27 @@ def test_what_a_run_without_a_model_returns_is_kept_too(make_relay: Any, serve: 
         chunks = chunks_of(response.text)
         assert text_of(chunks) == "HELLO"
         assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_restart_is_told_though_the_run_returns_all_that_it_says(
+    make_relay: Any, serve: Serve
+) -> None:
+    """Hazard: what was shown before the run was begun again stays, and the answer is put to it."""
+    tries = iter([False, True])
+
+    def shout(question: str) -> str:
+        if not next(tries):
+            raise ValueError("not today")
+        return question.upper()
+
+    served = serve(RunnableLambda(shout), relay=make_relay(), to_input="text")
+    url = address(served)
+    assert put(url).status_code == 500
+    served.wait_until_idle()
+    told = put(url).text
+    shown = told.rpartition('"restart":2')[2]
+    assert told != shown
+    assert text_of(chunks_of(shown)) == text_of(chunks_of(told)) == "HELLO"
 
 
 def test_runs_and_readers_are_limited(
@@ -414,7 +468,7 @@ def test_stopped_while_a_run_that_failed_begins_anew(
         failing = ScriptedChatModel(tokens=WORDS, failure=ConnectionError("no"), fail_at=0)
         transport = httpx.ASGITransport(create_app(failing, name="m", relay=make_relay()))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            assert (await client.put(path, json=ask())).status_code == 500
+            assert (await client.put(path, json=ask())).status_code == 502
         late: Any = Late(make_relay())
         transport = httpx.ASGITransport(create_app(gated, name="m", relay=late))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:

@@ -17,6 +17,7 @@ there were: so each entry proves that a reader who has the id before it has miss
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from uuid import UUID
 
 from langchain_core.messages import AIMessageChunk
 
+from queuestream._failures import retry_after, status_of
 from queuestream._messages import text_of_content
-from queuestream.errors import EntryTooLargeError, RelayError
+from queuestream.errors import EntryTooLargeError, RelayError, RemoteRunError
 from queuestream.events import TokenEvent
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ __all__ = [
     "encode_end",
     "encode_error",
     "entry_of",
+    "error_of",
     "kind_of",
 ]
 
@@ -218,7 +221,13 @@ def encode_end(returned: str, finish_reason: str | None, limit: int) -> bytes:
 
 def encode_error(error: BaseException) -> bytes:
     """The entry that tells how a run failed; a long message is cut."""
-    return _dump({"k": "error", "type": type(error).__name__, "message": str(error)[:_KEPT]})
+    found: dict[str, Any] = {"k": "error", "type": type(error).__name__, "message": ""}
+    with contextlib.suppress(Exception):  # whatever an error does that is not ours
+        found["message"] = str(error)[:_KEPT]
+        found["status"] = status_of(error)
+        if (wait := retry_after(error)) is not None:
+            found["retry_after"] = wait
+    return _dump(found)
 
 
 # -- reading ---------------------------------------------------------------------------------
@@ -230,6 +239,17 @@ def kind_of(data: bytes) -> str:
         return str(json.loads(data)["k"])
     except (ValueError, TypeError, KeyError) as error:
         raise RelayError(f"an entry was not written by a relay: {data[:100]!r}") from error
+
+
+def error_of(final: Mapping[str, Any]) -> RemoteRunError:
+    """How a run failed, of its final entry; older versions have written no status."""
+    status, wait = final.get("status"), final.get("retry_after")
+    return RemoteRunError(
+        str(final.get("type")),
+        str(final.get("message")),
+        status=status if isinstance(status, int) else None,
+        retry_after=wait if isinstance(wait, int) else None,
+    )
 
 
 class Entry(NamedTuple):

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 from queuestream.errors import (
     ConcurrentIterationError,
     RelayError,
-    RemoteRunError,
     StreamClosedError,
 )
 from queuestream.mixed_queue import MixedQueue
-from queuestream.relay._entries import START, RelayEvent
+from queuestream.relay._entries import START, RelayEvent, error_of
 from queuestream.relay._link import refuse_on_background_loop
 from queuestream.relay._reader import Watch
 
@@ -85,7 +84,7 @@ class SubscriptionWatch(Watch):
         final: Any = {} if entry is None or entry.final is None else entry.final
         self.told_at_end = final
         if final.get("k") == "error":
-            error = RemoteRunError(str(final.get("type")), str(final.get("message")))
+            error = error_of(final)
         elif final.get("k") == "stop":
             error = StreamClosedError(f"{self.name} was stopped before its end")
         self.queue.sync_q.put_nowait(_End(error))

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from queuestream._failures import retry_after, safe_message, status_of
 from queuestream.web.formats.agui import AGUIFormat
 from queuestream.web.formats.base import Format, Frame, to_json
-from queuestream.web.formats.failures import retry_after, safe_message, status_of
 from queuestream.web.formats.openai import Answer, OpenAIFormat, openai_error, openai_usage
 from queuestream.web.formats.text import TextFormat
 from queuestream.web.formats.vercel import VercelFormat

@@ -35,7 +35,14 @@ from queuestream.errors import (
     RemoteRunError,
     StreamClosedError,
 )
-from queuestream.web.formats import Frame, OpenAIFormat, safe_message, status_of, to_json
+from queuestream.web.formats import (
+    Frame,
+    OpenAIFormat,
+    retry_after,
+    safe_message,
+    status_of,
+    to_json,
+)
 from queuestream.web.serve.answers import Runs, shown_reason
 from queuestream.web.serve.failures import Refused, logger, who
 from queuestream.web.sse import SSEResponse
@@ -109,6 +116,9 @@ class _Publication:
 class _Reader:
     """The events of a run, fit for somebody who sees nothing of it; as `Run` has them.
 
+    A restart that comes first is told with what follows it: a failure that follows at once can be
+    a status still, as it is where nobody had asked before.
+
     Attributes:
         events: The subscription.
         failure: Why they have ended, if they did so early.
@@ -118,6 +128,8 @@ class _Reader:
         self.events = events
         self._with_tool_calls = with_tool_calls
         self._number = 0
+        self._restart: TokenEvent | None = None
+        self._next: TokenEvent | None = None  # what follows it
         self._is_over = False
         self.failure: Exception | None = None
 
@@ -127,13 +139,22 @@ class _Reader:
     async def __anext__(self) -> TokenEvent | str:
         if self._is_over:
             raise StopAsyncIteration
+        if self._next is not None:
+            event, self._next = self._next, None
+            return self._read(event)
         try:
             while True:
-                event: TokenEvent = await anext(self.events)
-                if event.kind != "tool_call" or self._with_tool_calls:
-                    self._number += 1
-                    return event
+                event = await anext(self.events)
+                if event.kind == "restart" and not self._number:
+                    self._restart = event
+                elif event.kind != "tool_call" or self._with_tool_calls:
+                    if self._restart is None:
+                        return self._read(event)
+                    self._next = event
+                    return self._read_restart(self._restart)
         except StopAsyncIteration:
+            if self._restart is not None:
+                return self._read_restart(self._restart)  # and then the end, once more
             self._is_over = True
             if self.events.returned:
                 return str(self.events.returned)
@@ -141,6 +162,14 @@ class _Reader:
         except Exception as error:
             self.failure = error
             raise
+
+    def _read(self, event: TokenEvent) -> TokenEvent:
+        self._number += 1
+        return event
+
+    def _read_restart(self, event: TokenEvent) -> TokenEvent:
+        self._restart = None
+        return self._read(event)
 
     @property
     def finish_reason(self) -> str | None:
@@ -348,10 +377,16 @@ class KeptAnswers:
             return Refused(503, "The server that made this answer has gone.", code="interrupted")
         if isinstance(error, RelayUnavailableError):
             return Refused(503, "The answers are out of reach.", code="relay_unavailable")
-        if isinstance(error, RemoteRunError) and error.type_name == "StreamTimeoutError":
+        if (
+            isinstance(error, RemoteRunError)
+            and error.status is None  # of an older version, which has told its type alone
+            and error.type_name == "StreamTimeoutError"
+        ):
             error = TimeoutError()
         error = error or RuntimeError()
-        return Refused(status_of(error), safe_message(error))
+        wait = retry_after(error)
+        headers = None if wait is None else {"Retry-After": str(wait)}
+        return Refused(status_of(error), safe_message(error), headers=headers)
 
 
 class _Wire(OpenAIFormat):
@@ -379,4 +414,5 @@ class _Response(SSEResponse):
     def refusal(self, error: BaseException) -> Response:
         """The error, as `KeptAnswers` tells it."""
         refused = self._told(error)
-        return JSONResponse(refused.body, refused.status, headers={"Cache-Control": "no-store"})
+        headers = {"Cache-Control": "no-store", **(refused.headers or {})}
+        return JSONResponse(refused.body, refused.status, headers=headers)

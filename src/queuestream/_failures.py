@@ -2,7 +2,8 @@
 
 Errors are known by what most clients of providers have in common: a ``status_code``, a ``code``
 or a ``response`` with one, and by their names.  An error that says nothing is judged by its
-cause, so that one which a chain has wrapped is still that of the provider.
+cause, so that one which a chain has wrapped is still that of the provider.  One that has come
+through a relay says what its writer found.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from queuestream.errors import RunCancelledError, StreamClosedError
+from queuestream.errors import RemoteRunError, RunCancelledError, StreamClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +53,8 @@ def safe_message(error: BaseException) -> str:
 def retry_after(error: BaseException) -> int | None:
     """Whole seconds after which the provider lets a client try again; None if it does not say."""
     for cause in _causes(error):
+        if isinstance(cause, RemoteRunError):
+            return cause.retry_after
         headers: Any = getattr(getattr(cause, "response", None), "headers", None)
         try:
             seconds = float(headers["retry-after"])
@@ -72,6 +75,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status_of_one(error: BaseException) -> int | None:
+    if isinstance(error, RemoteRunError):  # of another version, perhaps, which knows others
+        return error.status if error.status in _MESSAGES else None
     names = {base.__name__ for base in type(error).__mro__}
     if isinstance(error, TimeoutError) or any(
         name.endswith(("Timeout", "TimeoutError", "TimeoutException")) for name in names
