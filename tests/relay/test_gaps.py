@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -174,6 +175,55 @@ def test_a_stream_that_is_deleted_while_it_is_read(
     writing.wait()
     with pytest.raises(GapError):
         next(relay.subscribe_sync("a"))
+
+
+@pytest.mark.parametrize("seen_by", ["the read", "the look at its state"])
+def test_a_stream_that_redis_refuses_to_read(
+    relay: RedisRelay, redis_server: RedisServer, seen_by: str
+) -> None:
+    """Hazard: one read is for all, and so is its error."""
+    gate = Gate(2)
+    source = stream(ScriptedChatModel(tokens=tokens(6), gate=gate), "?", run_in="background")
+    writing: Any = Reply(lambda: relay.publish("a", source))
+    good = relay.subscribe_sync("a")
+    assert [next(good).text for _ in range(2)] == tokens(2)
+    bad = [relay.subscribe_sync("b") for _ in range(2)]
+    readings: list[Any] = [Reply(partial(anext, one)) for one in bad]
+    ((reader,),) = [home._readers.values() for home in relay._homes.values()]
+    key = relay._keys("b").entries
+    eventually(lambda: len(reader._watches.get(key, ())) == 2 and key in (reader._under_way or ()))
+    assert redis_server.ask("SET", key, "x") == "+OK"
+    if seen_by == "the read":
+        gate.release()  # and what is read next is refused
+    else:
+        for watch in reader._watches[key]:
+            watch.deadline = 0.0
+        reader.loop.call_soon_threadsafe(reader._wake)
+    for reading in readings:
+        with pytest.raises(RelayError, match=r"refused .*: WRONGTYPE"):
+            reading.wait()
+    gate.open()
+    assert [event.text for event in good] == tokens(6)[2:]
+    assert writing.wait().content == "".join(tokens(6))
+
+
+def test_a_read_that_redis_refuses_though_no_stream_is_to_blame(
+    relay: RedisRelay, redis_server: RedisServer
+) -> None:
+    """Hazard: it is tried again and again."""
+    gate = Gate(1)
+    source = stream(ScriptedChatModel(tokens=tokens(3), gate=gate), "?", run_in="background")
+    writing: Any = Reply(lambda: relay.publish("a", source))
+    reading = relay.subscribe_sync("a")
+    assert next(reading).text == tokens(3)[0]
+    ((reader,),) = [home._readers.values() for home in relay._homes.values()]
+    eventually(lambda: reader._under_way is not None)
+    assert redis_server.ask("SET", reader._wake_key, "x") == "+OK"
+    gate.release()
+    with pytest.raises(RelayError, match="refused a command: WRONGTYPE"):
+        list(reading)
+    with pytest.raises(RelayError, match="refused a command: WRONGTYPE"):
+        writing.wait()
 
 
 def test_an_entry_of_somebody_else(relay: RedisRelay, redis_server: RedisServer) -> None:

@@ -46,7 +46,16 @@ if TYPE_CHECKING:
 
     from queuestream.relay._scripts import Script
 
-__all__ = ["BLOCK", "Link", "Reply", "Settings", "keep_task", "refuse_on_background_loop"]
+__all__ = [
+    "BLOCK",
+    "Link",
+    "Reply",
+    "Settings",
+    "is_refusal",
+    "is_transient",
+    "keep_task",
+    "refuse_on_background_loop",
+]
 
 T = TypeVar("T")
 
@@ -275,7 +284,7 @@ class Link:
             if isinstance(reply, NoScriptError):
                 unknown[command.script.name] = command.script
                 again.append(command)
-            elif isinstance(reply, ResponseError) and _is_transient(reply):
+            elif isinstance(reply, ResponseError) and is_transient(reply):
                 transient = reply
                 again.append(command)
             elif isinstance(reply, Exception):
@@ -321,7 +330,7 @@ class Link:
             except _FINAL as error:
                 raise RelayError(f"Redis refuses the connection: {error}") from error
             except (ConnectionError, TimeoutError, OSError, ResponseError) as error:
-                if isinstance(error, ResponseError) and not _is_transient(error):
+                if isinstance(error, ResponseError) and not is_transient(error):
                     raise RelayError(f"Redis refused a command: {error}") from error
                 failure: Exception = error
             except RedisError as error:
@@ -341,5 +350,11 @@ class Link:
             await asyncio.sleep(pause)
 
 
-def _is_transient(error: ResponseError) -> bool:
+def is_transient(error: ResponseError) -> bool:
+    """Whether what Redis refuses now it may take in a moment."""
     return isinstance(error, _TRANSIENT) or str(error).startswith(_TRANSIENT_WORDS)
+
+
+def is_refusal(error: RelayError) -> bool:
+    """Whether it is Redis's answer to this one command, and says nothing of others."""
+    return isinstance(error.__cause__, ResponseError)

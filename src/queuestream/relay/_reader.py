@@ -3,6 +3,7 @@
 `SharedReader` holds one connection.  Its ``XREAD BLOCK`` names the stream of each `Watch` that
 has room, from the lowest cursor of those who watch it; what comes is read once and given to all.
 Who joins while it blocks ends the read through a key of the reader's own, which is in every read.
+Redis refuses a read for the sake of one stream: then each is asked for singly, to see whose.
 
 What no entry would ever tell is looked at when it can be true at the earliest, never in between:
 a watch has a deadline, at first when the lease that was seen runs out.  At a deadline the state
@@ -20,8 +21,11 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
 
 from queuestream.errors import (
     GapError,
@@ -31,7 +35,7 @@ from queuestream.errors import (
     StreamTimeoutError,
 )
 from queuestream.relay._entries import LAST, START, EntryId, entry_of
-from queuestream.relay._link import BLOCK, keep_task
+from queuestream.relay._link import BLOCK, is_refusal, is_transient, keep_task
 from queuestream.relay._scripts import STATE, WAKE
 
 if TYPE_CHECKING:
@@ -232,6 +236,10 @@ class SharedReader:
             reply: Any = await self._link.persistently(
                 lambda: self._client.execute_command(*command), self._note_loss
             )
+        except RelayError as error:
+            if not is_refusal(error) or not await self._fail_refused(cursors):
+                raise
+            return
         finally:
             self._under_way = None
         found = reply.items() if isinstance(reply, dict) else reply or ()
@@ -239,6 +247,34 @@ class SharedReader:
             name = key.decode("utf-8", "surrogatepass")
             if name != self._wake_key:
                 self._give(name, entries, cursors[name])
+
+    async def _fail_refused(self, cursors: dict[str, EntryId]) -> bool:
+        """Fail those whose streams Redis refuses to read; whether there are any."""
+        self._under_way = None  # who comes now is in the next read
+        replies = await self._link.persistently(
+            partial(self._read_singly, cursors), self._note_loss
+        )
+        refused = [
+            (watch, reply)
+            for key, reply in zip(cursors, replies, strict=True)
+            if isinstance(reply, ResponseError)
+            for watch in self._watches.get(key, ())
+        ]
+        for watch, reply in refused:
+            error = RelayError(f"Redis refused to read {watch.name}: {reply}")
+            error.__cause__ = reply
+            self._fail(watch, error)
+        return any(isinstance(reply, ResponseError) for reply in replies)
+
+    async def _read_singly(self, cursors: dict[str, EntryId]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for key, cursor in cursors.items():
+            pipeline.execute_command("XREAD", "COUNT", 1, "STREAMS", key, str(cursor))
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, ResponseError) and is_transient(reply):
+                raise reply
+        return replies
 
     def _note_loss(self) -> None:
         self._grace = monotonic() + self._link.settings.lease + 1.0
@@ -294,10 +330,14 @@ class SharedReader:
             watch.keys: self._link.call(STATE, [watch.keys.entries, watch.keys.lease])
             for watch in {watch.keys: watch for watch in watches}.values()
         }
-        states = {keys: await answer for keys, answer in answers.items()}
+        states = {keys: await _state_of(answer) for keys, answer in answers.items()}
         for watch, cursor in zip(watches, seen, strict=True):
-            if watch.cursor == cursor and not watch.is_gone:
-                self._judge(watch, states[watch.keys])
+            state = states[watch.keys]
+            if isinstance(state, RelayError):
+                if not watch.is_gone:
+                    self._fail(watch, state)
+            elif watch.cursor == cursor and not watch.is_gone:
+                self._judge(watch, state)
             else:
                 watch.deadline = monotonic() + self._link.settings.lease
 
@@ -339,6 +379,16 @@ class SharedReader:
                 watch.deadline = now + min(lease, 0.25)  # by then the rest is read
         if error is not None:
             self._fail(watch, error)
+
+
+async def _state_of(answer: Any) -> Any:
+    """A state; the error in its place if Redis refused that of this one stream."""
+    try:
+        return await answer
+    except RelayError as error:
+        if not is_refusal(error):
+            raise
+        return error
 
 
 def _no_matter(done: Any) -> None:
