@@ -12,6 +12,8 @@ import redis
 
 from queuestream import stream
 from queuestream.errors import RelayError, RelayUnavailableError, StreamClosedError
+from queuestream.relay._link import Reply
+from queuestream.relay._scripts import STATE
 from tests.relay.servers import Cutter, RedisServer, free_port
 from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.models import ScriptedChatModel, tokens
@@ -104,6 +106,28 @@ def test_a_connection_is_cut_at_every_command(
             assert cutter.cuts >= 10
             relay.close()
     assert reader.status_sync("a") == "pending"
+
+
+@pytest.mark.parametrize("argument", ["\ud800", None, object()], ids=["text", "None", "object"])
+def test_what_cannot_be_sent_is_the_error_of_its_caller_alone(
+    relay: RedisRelay, argument: Any
+) -> None:
+    """Hazard: it fails with the pipeline that it is in, and ends the runs of others."""
+    assert relay.status_sync("a") == "pending"
+    (home,) = relay._homes.values()
+    keys = relay._keys("a")
+
+    async def ask() -> list[Any]:
+        calls = [
+            home.link.call(STATE, [keys.entries, keys.lease], *more)
+            for more in ((), (argument,), ())
+        ]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    before, error, after = Reply(ask).wait()
+    assert before == after == []
+    assert isinstance(error, RelayError)
+    assert "the script 'state' cannot be sent" in str(error)
 
 
 def test_a_stop_before_the_beginning_holds_where_that_is_sent_twice(

@@ -28,6 +28,7 @@ from redis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     ConnectionError,  # noqa: A004 - the library's own name for it
+    DataError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -182,12 +183,12 @@ class _Command:
     __slots__ = ("answer", "arguments", "script", "size")
 
     def __init__(
-        self, script: Script, arguments: Sequence[Any], answer: asyncio.Future[Any]
+        self, script: Script, arguments: Sequence[bytes], answer: asyncio.Future[Any]
     ) -> None:
         self.script = script
         self.arguments = arguments
         self.answer = answer
-        self.size = sum(len(part) for part in arguments if isinstance(part, (bytes, str)))
+        self.size = sum(map(len, arguments))
 
 
 class Link:
@@ -201,6 +202,7 @@ class Link:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._client = settings.client(_SOCKET_TIMEOUT)
+        self._encode: Callable[[Any], bytes] = self._client.get_encoder().encode
         self._waiting: list[_Command] = []
         self._batch: list[_Command] = []  # what is under way
         self._sender: asyncio.Task[None] | None = None
@@ -222,13 +224,21 @@ class Link:
         """Have a script done with the next pipeline.
 
         Returns:
-            Its answer; a `RelayUnavailableError` if Redis stays away, a `RelayError` if it refuses.
+            Its answer; a `RelayUnavailableError` if Redis stays away, a `RelayError` if it refuses,
+            or if an argument cannot be sent.
         """
         answer: asyncio.Future[Any] = self.loop.create_future()
         if self._is_closed:
             answer.set_exception(RelayError("the relay was closed"))
             return answer
-        self._waiting.append(_Command(script, (len(keys), *keys, *arguments), answer))
+        try:  # here: in a pipeline it would be the error of all that is in there
+            sent = [self._encode(part) for part in (len(keys), *keys, *arguments)]
+        except (UnicodeEncodeError, DataError) as cause:
+            error = RelayError(f"the script {script.name!r} cannot be sent: {cause}")
+            error.__cause__ = cause
+            answer.set_exception(error)
+            return answer
+        self._waiting.append(_Command(script, sent, answer))
         if self._sender is None:
             self._sender = self.loop.create_task(self._send_all())
             keep_task(self._sender)
