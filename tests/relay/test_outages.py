@@ -12,11 +12,12 @@ import redis
 
 from queuestream import stream
 from queuestream.errors import RelayError, RelayUnavailableError, StreamClosedError
+from queuestream.relay._entries import OPENING, STOP
 from queuestream.relay._link import Reply
-from queuestream.relay._scripts import STATE
+from queuestream.relay._scripts import STATE, STOP_RUN
 from tests.relay.servers import Cutter, RedisServer, free_port
 from tests.support.gates import Gate, eventually, eventually_async
-from tests.support.models import ScriptedChatModel, tokens
+from tests.support.models import ScriptedChatModel, silent_model, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,6 +144,63 @@ def test_a_stop_before_the_beginning_holds_where_that_is_sent_twice(
         assert cutter.cuts == 1
     assert model.record.calls == 0
     assert make_relay().status_sync("a") == "stopped"
+
+
+@pytest.mark.parametrize("is_begun", [True, False])
+def test_a_stop_that_is_sent_twice_says_that_it_has_stopped_the_run(
+    make_relay: Callable[..., RedisRelay], redis_server: RedisServer, *, is_begun: bool
+) -> None:
+    """Hazard: its second try finds the run over, by the first."""
+    relay = make_relay()
+    assert relay.stop_sync("another")  # Redis knows the script from now on
+    publishing, model = None, silent_model("one")
+    if is_begun:
+        publishing = Publishing(relay, model, run_in="background")
+        assert next(relay.subscribe_sync("a")).text == "one"
+    with Cutter(redis_server.port) as cutter:
+        cutter.cut_at = {1: 2.0}  # Redis has it, and we no answer
+        assert make_relay(cutter.url).stop_sync("a") is True
+        assert cutter.cuts == 1
+    assert relay.status_sync("a") == "stopped"
+    assert relay.stop_sync("a") is False
+    if publishing is not None:
+        publishing.join(10)
+        assert isinstance(publishing.outcome, StreamClosedError)
+        assert model.record.open == 0
+
+
+def test_a_stop_that_is_sent_twice_stops_nobody_who_has_begun_since(relay: RedisRelay) -> None:
+    """Hazard: between its two tries somebody asks the same again."""
+
+    def stop(name: str, who: str) -> int:
+        (home,) = relay._homes.values()
+        keys = relay._keys(name)
+
+        async def ask() -> int:
+            told: int = await home.link.call(
+                STOP_RUN, [keys.entries, keys.lease], STOP, OPENING, 60_000, who
+            )
+            return told
+
+        return Reply(ask).wait()
+
+    first, second = silent_model("one"), silent_model("two")
+    for model in (first, second):
+        publishing = Publishing(relay, model, run_in="background")
+        model.record.wait_until_produced(1)
+        eventually(lambda: relay.status_sync("a") == "streaming")
+        assert stop("a", "x") == 1
+        if model is second:
+            assert relay.status_sync("a") == "streaming"
+            assert stop("a", "y") == 1
+        publishing.join(10)
+        assert isinstance(publishing.outcome, StreamClosedError)
+        assert relay.status_sync("a") == "stopped"
+    assert [stop("a", who) for who in "xyz"] == [1, 1, 0]
+    assert stop("b", "x") == 1
+    with pytest.raises(StreamClosedError):
+        relay.publish_sync("b", stream(ScriptedChatModel(tokens=["a"]), "?"))
+    assert [stop("b", who) for who in "xy"] == [1, 0]
 
 
 def test_a_frozen_server_holds_the_run_up(

@@ -5,7 +5,8 @@
     id            fields                   what
     E-0           d, previous, base, by    a writer begins epoch E
     E-1, E-2 ...  d                        its events, numbered without a gap
-    E-LAST        d, last                  the end, the error or the stop of the run
+    E-LAST        d, last                  the end, the error or the stop of the run;
+                  d, last, early, by       a stop from elsewhere
 
 LAST is the greatest number that Redis knows, so nothing can follow in that epoch: a final entry
 *seals* it, and of two that come at once (the writer's end, somebody's stop) one is refused.

@@ -168,10 +168,17 @@ STOP_RUN = Script(
     "stop",
     _TOP
     + """
--- ARGV: stop, opening, ttl.  Returns 0 if the run is over, 1 if it was stopped by this.
+-- ARGV: stop, opening, ttl, who.  Returns 0 if the run is over, 1 if it was stopped by this.
+local who = ARGV[4]
 local id, epoch, number, last, early
+local function stopped(epoch)
+  local final = redis.call('XRANGE', KEYS[1], epoch .. '-' .. LAST, epoch .. '-' .. LAST)
+  return final[1] and field(final[1][2], 'by') == who
+end
 if redis.call('EXISTS', KEYS[1]) == 1 then
   id, epoch, number = top()
+  -- Sent twice; and somebody may have begun anew since, who is not to be stopped.
+  if stopped(epoch) or stopped(string.format('%.0f', tonumber(epoch) - 1)) then return 1 end
   if number == LAST then return 0 end
   last, early = number, '0'
 else
@@ -181,7 +188,8 @@ else
              'by', '')
   last, early = '0', '1'
 end
-redis.call('XADD', KEYS[1], epoch .. '-' .. LAST, 'd', ARGV[1], 'last', last, 'early', early)
+redis.call('XADD', KEYS[1], epoch .. '-' .. LAST, 'd', ARGV[1], 'last', last, 'early', early,
+           'by', who)
 redis.call('DEL', KEYS[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1

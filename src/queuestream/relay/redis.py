@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -354,7 +355,10 @@ class RedisRelay:
     async def _stop(self, keys: Keys) -> bool:
         home = self._home()
         ttl = max(1, round(self._settings.ttl * 1000))
-        return bool(await home.link.call(STOP_RUN, [keys.entries, keys.lease], STOP, OPENING, ttl))
+        who = uuid.uuid4().hex
+        return bool(
+            await home.link.call(STOP_RUN, [keys.entries, keys.lease], STOP, OPENING, ttl, who)
+        )
 
     async def status(self, id: str) -> Status:
         """What a run does.
