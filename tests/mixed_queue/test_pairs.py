@@ -17,7 +17,7 @@ import itertools
 import sys
 from collections import Counter
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from janus import AsyncQueueShutDown, SyncQueueEmpty, SyncQueueFull, SyncQueueShutDown
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from queuestream._wakeups import Waiter
-    from tests.support.schedule import Schedule
+    from tests.support.schedule import Boundary, Schedule
+
+W = TypeVar("W", bound="Waiter")
 
 PRODUCERS = ["put", "aput", "put gives up", "aput cancelled", "aput's loop closed"]
 CONSUMERS = ["get", "aget", "get gives up", "aget cancelled", "aget's loop closed"]
@@ -46,6 +48,15 @@ class Now:
     """The schedule that runs now, for what is made deep in the package."""
 
     schedule: Schedule
+    may_leave: list[Waiter]
+    """Those that may leave the line before they are called."""
+
+    @classmethod
+    def note(cls, waiter: W) -> W:
+        """Take note of a waiter, which is made by the thread that runs."""
+        if any(word in cls.schedule.name for word in ("gives up", "cancelled", "closed")):
+            cls.may_leave.append(waiter)
+        return waiter
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +66,9 @@ def _all_is_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self._gate = Now.schedule.lock(locked=True)  # type: ignore[assignment]
+            Now.note(self)
+            gate = Now.schedule.lock(locked=True, is_certain="gives up" not in Now.schedule.name)
+            self._gate = gate  # type: ignore[assignment]
 
     class Bell(_doorbell.Doorbell):
         __slots__ = ()
@@ -64,6 +77,8 @@ def _all_is_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__(loop)
             self._wishes = ScheduledDeque(Now.schedule)
 
+    async_waiter = _buffer.async_waiter
+    monkeypatch.setattr(_buffer, "async_waiter", lambda: Now.note(async_waiter()))
     monkeypatch.setattr(_buffer, "ThreadWaiter", Sleeper)
     monkeypatch.setattr(_doorbell, "Doorbell", Bell)
     monkeypatch.setattr(_doorbell, "_here", ScheduledLocal(bell=lambda: None))
@@ -105,13 +120,14 @@ class Case:
         is_small: bool = False,
     ) -> None:
         Now.schedule = schedule
+        Now.may_leave = []
         self.schedule = schedule
         self.pair = pair
         self.is_small = is_small
         buffer = self.buffer = (
             _with_a_point(buffer_class) if is_small else buffer_class  # type: ignore[arg-type]
         )(1)
-        lock = schedule.lock()
+        lock = schedule.lock(matters=self.matters if is_small else lambda _: True)
         buffer._lock = lock  # type: ignore[assignment]
         buffer.items = ScheduledDeque(schedule, lock if is_small else None)
         buffer._putters.waiters = ScheduledList(schedule, lock if is_small else None)
@@ -129,13 +145,14 @@ class Case:
         self.loops: list[ScheduledLoop] = []
         self.putting = 0
         self.getting = 0
+        self.stopping = 0
 
         producers = [one for one in pair if one in PRODUCERS]
         producers += ["put"] * (2 - len(producers))
         consumers = [one for one in pair if one in CONSUMERS]
         if all(one not in ("get", "aget") for one in consumers):
             consumers.append("get")  # one that stays to the end
-        consumers += ["aget"] * (2 - len(consumers))
+        consumers += ["get" if is_small else "aget"] * (2 - len(consumers))
         if is_small:
             queue.sync_q.put("a1")
         for kind, items in zip(
@@ -146,8 +163,25 @@ class Case:
             self.consumer(kind)
         for kind in pair:
             if kind in ENDS:
+                self.stopping += 1
                 schedule.thread(kind, partial(self.stop, kind))
         schedule.thread("ends", self.end)
+
+    def matters(self, boundary: Boundary) -> bool:
+        """Whether another thread may see that the lock is held, or was released a moment ago.
+
+        Requests alone are made without it.  Whoever does not stand in a line, and so has to
+        line up before he can leave it, makes none while the lock is held.  He may before its
+        holder looks for requests; that is left to the explorers of other cases.
+        """
+        buffer = self.buffer
+        if buffer._requests or boundary == "free":
+            return bool(buffer._requests)
+        if self.stopping:
+            return True
+        lines = buffer._getters, buffer._putters
+        in_line = itertools.chain.from_iterable((*line.waiters, *line._called) for line in lines)
+        return any(waiter in Now.may_leave for waiter in in_line)
 
     # The producers.
 
@@ -224,6 +258,7 @@ class Case:
     def stop(self, kind: str) -> None:
         self.schedule.point()
         self.queue.shutdown(immediate=kind == "close")
+        self.stopping -= 1
 
     def loop(self, name: str, kind: str, work: Any) -> ScheduledLoop:
         loop = ScheduledLoop(self.schedule, name, work)
@@ -244,6 +279,7 @@ class Case:
             assert not self.getting, "a consumer waits after the shutdown"
         assert waiting or not self.putting, "a producer waits though there is a free slot"
         assert not waiting or not self.getting, "a consumer waits though there is an item"
+        self.schedule.is_over = True
         self.queue.shutdown()
 
     def check(self) -> None:

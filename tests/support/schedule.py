@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 __all__ = [
+    "Boundary",
     "HookedLock",
     "Schedule",
     "ScheduledDeque",
@@ -153,10 +154,23 @@ class Schedule:
         self.errors: list[BaseException] = []
         self.is_cut = False
         """Whether it was ended because what would come is known."""
+        self.is_over = False
+        """Whether the case is through with what it is for, and only comes to its end."""
 
-    def lock(self, *, locked: bool = False) -> ScheduledLock:
+    def lock(
+        self,
+        *,
+        locked: bool = False,
+        matters: Callable[[Boundary], bool] = lambda _: True,
+        is_certain: bool = False,
+    ) -> ScheduledLock:
         """Return a lock whose boundaries are points of this schedule."""
-        return ScheduledLock(self, locked=locked)
+        return ScheduledLock(self, locked=locked, matters=matters, is_certain=is_certain)
+
+    @property
+    def name(self) -> str:
+        """Of the thread that runs."""
+        return "" if self._current is None else self._current.name
 
     def thread(self, name: str, body: Callable[[], object]) -> None:
         """Add a thread."""
@@ -304,10 +318,26 @@ class ScheduledLock:
 
     A timed acquire may run out at any moment: it can always go on, and fails if the lock
     is not free then.
+
+    Args:
+        schedule: The schedule.
+        locked: Whether it is at first: a gate, for which one thread waits.
+        matters: Whether it matters to others that it is "held", or was released a moment ago and
+            is "free".
+        is_certain: Whether nobody waits for it with a timeout.
     """
 
-    def __init__(self, schedule: Schedule, *, locked: bool = False) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        locked: bool = False,
+        matters: Callable[[Boundary], bool] = lambda _: True,
+        is_certain: bool = False,
+    ) -> None:
         self._schedule = schedule
+        self._matters = matters
+        self._is_certain = is_certain
         self._locked = locked
         self._is_gate = locked  # one thread only ever waits for it, and others release it
         self._holder: object = None
@@ -331,17 +361,19 @@ class ScheduledLock:
         self._locked = True
         if not self._is_gate:
             self._holder = getcurrent()
-            self._schedule.point()  # others run while this one holds it
+            if self._matters("held"):
+                self._schedule.point()  # others run while this one holds it
         return True
 
     def release(self) -> None:
         """Do what `threading.Lock` does."""
         if self._is_gate:
-            self._schedule.point()  # whoever is about to be woken is not asleep any more, perhaps
+            # Whoever is about to be woken is not asleep any more, perhaps.
+            self._schedule.point(is_alone=lambda: self._is_certain)
         if not self._locked:
             raise RuntimeError("release unlocked lock")
         self._locked, self._holder = False, None
-        if not self._is_gate:
+        if not self._is_gate and self._matters("free"):
             self._schedule.point()
 
     def __enter__(self) -> bool:

@@ -331,6 +331,8 @@ class _Exhaustive(Schedule):
         if self.is_cut:
             return []
         able = super()._able()
+        if self.is_over:
+            return able[:1]
         for actor in able:
             if actor.is_alone is not None and actor.is_alone():
                 return [actor]
