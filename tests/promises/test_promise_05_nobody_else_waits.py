@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import statistics
-import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
@@ -17,13 +17,15 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 
-from queuestream import _background
+from queuestream import _background, producers
+from queuestream._token_queue import TokenQueue
 from tests.support.models import ScriptedChatModel, SyncOnlyChatModel, tokens
 from tests.support.streams import DEFAULT_CASES, is_blocked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.support.streams import Case
 
@@ -33,6 +35,10 @@ ON_ASYNCIO = [
     if case.values[0].is_stream and case.values[0].consumer.name in ("asyncio", "uvloop", "eager")
 ]
 ON_A_LOOP = [case for case in DEFAULT_CASES if case.values[0].consumer.is_async]
+AS_A_TASK, IN_BACKGROUND = (
+    next(case.values[0] for case in DEFAULT_CASES if case.id == name)
+    for name in ("task-asyncio", "background-asyncio")
+)
 STREAMS = 200
 """That stall."""
 LAG = 0.05
@@ -54,8 +60,11 @@ def test_no_blocking_call_on_the_loop(case: Case) -> None:
     Blockbuster looks at each call that could block.  It does not see ``with lock``, which
     we use for spans in which nobody waits.
     """
-    model = ScriptedChatModel(tokens=tokens(200))
-    chain = model | StrOutputParser()
+    streams_without_a_blocking_call(case)
+
+
+def streams_without_a_blocking_call(case: Case) -> None:
+    chain = ScriptedChatModel(tokens=tokens(200)) | StrOutputParser()
 
     async def scenario() -> None:
         async with case.running(chain, maxsize=2) as running:
@@ -74,17 +83,21 @@ def test_the_first_background_run_does_not_wait_for_its_loop(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hazard: whoever comes first waits until the shared loop runs."""
-    model = ScriptedChatModel(tokens=tokens(5))
-    monkeypatch.setattr(_background, "_current", None)
+    with a_background_loop_of_its_own(monkeypatch):
+        streams_without_a_blocking_call(case)
+        assert _background._current is not None
 
-    async def scenario() -> None:
-        async with case.running(model) as running:
-            assert await case.consumer.collect(running) == tokens(5)
 
-    with no_blocking_calls():
-        case.consumer.run(scenario)
-    assert _background._current is not None
-    _background._current.loop.call_soon_threadsafe(_background._current.loop.stop)
+@contextmanager
+def a_background_loop_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the first background run of the block make a loop, and end that."""
+    with monkeypatch.context() as patched:
+        patched.setattr(_background, "_current", None)
+        try:
+            yield
+        finally:
+            if (made := _background._current) is not None:
+                made.loop.call_soon_threadsafe(made.loop.stop)
 
 
 async def lag() -> float:
@@ -97,14 +110,62 @@ async def lag() -> float:
     return statistics.median(late)
 
 
-async def many_stalled(case: Case, stack: AsyncExitStack, model: Any) -> list[Any]:
-    """Start many runs that nobody iterates; each waits for its consumer."""
+async def stall(
+    case: Case, stack: AsyncExitStack, model: Any, streams: int, within: float
+) -> list[Any]:
+    """Start many runs that nobody iterates; each waits for its consumer.
+
+    The loop's own executor is one thread, so that whoever holds a thread of it holds all.
+    """
+    if case.consumer.name in ("asyncio", "uvloop", "eager"):
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        asyncio.get_running_loop().set_default_executor(pool)
     stalled = [
-        await stack.enter_async_context(case.running(model, maxsize=1)) for _ in range(STREAMS)
+        await stack.enter_async_context(case.running(model, maxsize=1)) for _ in range(streams)
     ]
     for running in stalled:
-        await case.consumer.eventually(partial(is_blocked, running), 20)
+        await case.consumer.eventually(partial(is_blocked, running), within)
     return stalled
+
+
+def leaves_all_else_free(case: Case, streams: int, doubtful: str = "") -> None:
+    """Stall so many streams, and look at all that others do meanwhile.
+
+    Args:
+        case: Where they stall, and where others are at work.
+        streams: How many.
+        doubtful: What is not waited for long, because it is planted that it waits.
+    """
+    model = ScriptedChatModel(tokens=tokens(10))
+
+    @contextmanager
+    def goes_on(what: str) -> Iterator[None]:
+        try:
+            with anyio.fail_after(0.2 if what == doubtful else 20):
+                yield
+        except TimeoutError:
+            pytest.fail(f"{what} waits for streams that are stalled")
+
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            stalled = await stall(case, stack, model, streams, within=20)
+            for _ in range(100):
+                await anyio.lowlevel.checkpoint()
+            if case.consumer.name != "trio":
+                with goes_on("asyncio.to_thread"):
+                    assert await asyncio.to_thread(threading.get_ident) != threading.get_ident()
+            with goes_on("anyio.to_thread"):
+                assert await anyio.to_thread.run_sync(lambda: 1) == 1
+            with goes_on("getaddrinfo"):
+                assert await anyio.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
+            assert (late := await lag()) < LAG, f"the loop is {late:.3f} s late"
+            with goes_on("another stream"):
+                async with case.running(model, maxsize=1) as running:
+                    assert await case.consumer.collect(running) == tokens(10)
+            for running in stalled[:3]:  # and so do these
+                assert await case.consumer.collect(running) == tokens(10)
+
+    case.consumer.run(scenario)
 
 
 @pytest.mark.parametrize(
@@ -114,56 +175,49 @@ async def many_stalled(case: Case, stack: AsyncExitStack, model: Any) -> list[An
 def test_many_stalled_streams_leave_the_loop_and_its_threads_free(case: Case) -> None:
     """Hazard: each stalled stream holds a thread of the pool, or the loop itself.
 
-    A loop that is held up is not slow here: it never gets to the end.
+    A loop that is held up for good is not slow here: it never gets to the end.
     """
-    model = ScriptedChatModel(tokens=tokens(10))
+    leaves_all_else_free(case, STREAMS)
+
+
+def plain_model() -> Any:
+    """Return a model that makes each token in a thread, and delivers it on the loop."""
+    return SyncOnlyChatModel(tokens=tokens(4))
+
+
+def plain_step() -> Any:
+    """Return a step that is in a thread while its model's tokens are delivered."""
+    model = ScriptedChatModel(tokens=tokens(4))
+
+    def answer(question: str, config: RunnableConfig) -> Any:
+        return model.invoke(question, config)
+
+    return RunnableLambda(answer)
+
+
+def leaves_shared_threads_free(case: Case, target: Any, streams: int, within: float = 20.0) -> None:
+    """Stall so many runs that need a thread on an asyncio loop; see that one more goes on."""
 
     async def scenario() -> None:
         async with AsyncExitStack() as stack:
-            if case.consumer.name != "trio":
-                pool = stack.enter_context(ThreadPoolExecutor(1))
-                asyncio.get_running_loop().set_default_executor(pool)
-            stalled = await many_stalled(case, stack, model)
-            for _ in range(100):
-                await anyio.lowlevel.checkpoint()
-            if case.consumer.name != "trio":
-                assert await asyncio.to_thread(threading.get_ident) != threading.get_ident()
-            assert await anyio.to_thread.run_sync(lambda: 1) == 1
-            assert await anyio.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
-            assert await lag() < LAG
-            async with case.running(model, maxsize=1) as running:  # others' streams go on
-                assert await case.consumer.collect(running) == tokens(10)
-            for running in stalled[:3]:  # and so do these
-                assert await case.consumer.collect(running) == tokens(10)
+            await stall(case, stack, target, streams, within)
+            async with case.running(target, maxsize=1) as running:
+                assert await case.consumer.collect(running) == tokens(4)
 
     case.consumer.run(scenario)
 
 
+@pytest.mark.parametrize("make", [plain_model, plain_step])
 @pytest.mark.parametrize(
     "case",
     [case for case in DEFAULT_CASES if case.values[0].producer in ("thread", "background")],
 )
-def test_a_model_without_async_side_holds_no_shared_thread(case: Case) -> None:
+def test_what_has_no_async_side_holds_no_shared_thread(case: Case, make: Callable[[], Any]) -> None:
     """Hazard: under ``ainvoke`` LangChain moves its steps into the loop's default executor.
 
     The background loop's is ours, with a thread for each call.
     """
-    model = SyncOnlyChatModel(tokens=tokens(4))
-
-    async def scenario() -> None:
-        async with AsyncExitStack() as stack:
-            if case.consumer.name in ("asyncio", "uvloop", "eager"):
-                pool = stack.enter_context(ThreadPoolExecutor(1))
-                asyncio.get_running_loop().set_default_executor(pool)
-            stalled = [
-                await stack.enter_async_context(case.running(model, maxsize=1)) for _ in range(50)
-            ]
-            for running in stalled:
-                await case.consumer.eventually(partial(is_blocked, running), 20)
-            async with case.running(model, maxsize=1) as running:
-                assert await case.consumer.collect(running) == tokens(4)
-
-    case.consumer.run(scenario)
+    leaves_shared_threads_free(case, make(), 50)
 
 
 @pytest.mark.parametrize(
@@ -183,27 +237,104 @@ def test_a_thread_run_has_a_daemon_thread_of_its_own(case: Case) -> None:
     case.consumer.run(scenario)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="looks at the loop's selector")
-@pytest.mark.parametrize(
-    "case",
-    [
-        case
-        for case in DEFAULT_CASES
-        if case.values[0].producer == "task" and case.values[0].consumer.name == "asyncio"
-    ],
-)
-def test_the_documented_exception(case: Case) -> None:
+def test_the_documented_exception() -> None:
     """Sync steps of a ``task`` run wait in the caller's own default executor.
 
     Documented in docs/limitations.md.  If this fails, LangChain has changed: say so there.
     """
-    model = SyncOnlyChatModel(tokens=tokens(4))
+    with pytest.raises(AssertionError, match="not within"):
+        leaves_shared_threads_free(AS_A_TASK, plain_step(), 2, within=0.3)
 
-    async def scenario() -> None:
-        with ThreadPoolExecutor(1, thread_name_prefix="the caller's") as pool:
-            asyncio.get_running_loop().set_default_executor(pool)
-            async with case.running(model, maxsize=1) as running:
-                assert await case.consumer.collect(running) == tokens(4)
 
-    case.consumer.run(scenario)
-    assert all(name.startswith("the caller's") for name in model.record.threads)
+# -- the canaries: who does wait is seen by the tests above ----------------------------------------
+
+put_in_task = TokenQueue.put_in_task
+
+
+async def waits_in_the_loops_executor(queue: TokenQueue[Any], *args: Any) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, queue.put, *args)
+
+
+async def waits_in_anyios_threads(queue: TokenQueue[Any], *args: Any) -> None:
+    await anyio.to_thread.run_sync(queue.put, *args)
+
+
+async def waits_in_one_line_with_all_others(queue: TokenQueue[Any], *args: Any) -> None:
+    async with vars(asyncio.get_running_loop()).setdefault("line of this test", asyncio.Lock()):
+        await put_in_task(queue, *args)
+
+
+@pytest.mark.parametrize(
+    "planted, streams, waits",
+    [
+        (waits_in_the_loops_executor, 1, "asyncio.to_thread"),
+        (waits_in_anyios_threads, 40, "anyio.to_thread"),  # so many they are
+        (waits_in_one_line_with_all_others, 1, "another stream"),
+    ],
+)
+def test_who_waits_for_a_stalled_stream_is_noticed(
+    planted: Callable[..., Any], streams: int, waits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary: producers that hold what others need."""
+    monkeypatch.setattr(TokenQueue, "put_in_task", planted)
+    with pytest.raises(pytest.fail.Exception, match=f"^{waits} waits"):
+        leaves_all_else_free(AS_A_TASK, streams, doubtful=waits)
+
+
+def test_a_loop_that_is_late_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary: a producer that holds up the loop, and lets it go on, again and again."""
+
+    async def look_again_and_again(queue: TokenQueue[Any], *args: Any) -> None:
+        waiting = asyncio.ensure_future(put_in_task(queue, *args))
+        try:
+            while not waiting.done():
+                time.sleep(1.5 * LAG)  # noqa: ASYNC251 - that is the bug
+                await asyncio.sleep(0.001)  # sooner than `lag` looks, so that it looks after it
+        finally:
+            waiting.cancel()
+
+    monkeypatch.setattr(TokenQueue, "put_in_task", look_again_and_again)
+    with pytest.raises(AssertionError, match=r"the loop is \d+\.\d+ s late"):
+        leaves_all_else_free(AS_A_TASK, 1)
+
+
+def test_a_shared_thread_that_is_held_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary: the background loop's executor is one with a few threads, as others are."""
+    with (
+        ThreadPoolExecutor(2) as few,
+        a_background_loop_of_its_own(monkeypatch),
+        monkeypatch.context() as patched,
+    ):
+        patched.setattr(_background, "_executor", few)
+        with pytest.raises(AssertionError, match="not within"):
+            leaves_shared_threads_free(IN_BACKGROUND, plain_step(), 3, within=0.3)
+
+
+def test_a_call_that_blocks_the_loop_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary: a producer sleeps on the consumer's loop."""
+
+    async def sleep_and_put(queue: TokenQueue[Any], *args: Any) -> None:
+        time.sleep(0)  # noqa: ASYNC251 - that is the bug
+        await put_in_task(queue, *args)
+
+    monkeypatch.setattr(TokenQueue, "put_in_task", sleep_and_put)
+    blockbuster = pytest.importorskip("blockbuster")
+    with pytest.raises(blockbuster.BlockingError):
+        streams_without_a_blocking_call(AS_A_TASK)
+
+
+def test_a_wait_for_the_shared_loop_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary: whoever hands a run to the shared loop waits for it there."""
+    hand_over = _background.on_background_loop
+
+    def hand_over_and_wait(*args: Any) -> None:
+        hand_over(*args)
+        threading.Event().wait(1)  # as if for the loop
+
+    monkeypatch.setattr(producers, "on_background_loop", hand_over_and_wait)
+    blockbuster = pytest.importorskip("blockbuster")
+    with (
+        a_background_loop_of_its_own(monkeypatch),
+        pytest.raises(blockbuster.BlockingError),
+    ):
+        streams_without_a_blocking_call(IN_BACKGROUND)
