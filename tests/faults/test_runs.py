@@ -9,6 +9,7 @@ import logging
 import threading
 import weakref
 from collections import deque
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,11 @@ import uvloop
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import RunnableLambda
 
-from queuestream import QueueStreamHandler, stream
+from queuestream import QueueStreamHandler, producers, stream
 from queuestream.errors import RunCancelledError
 from tests.support.aftermath import our_threads
 from tests.support.backends import eager_loop
+from tests.support.endings import A_MOMENT, ending, put_no_end
 from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.models import ScriptedChatModel, tokens
 from tests.support.streams import DEFAULT_CASES, STREAM_CASES, Case, getters_of, is_blocked
@@ -28,7 +30,6 @@ from tests.support.streams import DEFAULT_CASES, STREAM_CASES, Case, getters_of,
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from tests.support.consumers import Consumer
 
 LENGTH = 5
 """Tokens of an answer."""
@@ -47,17 +48,6 @@ class _ModelError(Exception):
     """The model's own."""
 
 
-async def collected(consumer: Consumer, running: Any) -> tuple[list[str], BaseException | None]:
-    """Iterate to the end: what came, and what was raised there."""
-    received: list[str] = []
-    try:
-        async for token in consumer.iterate(running):
-            received.append(token)  # noqa: PERF401 - what came before the error is kept
-    except BaseException as error:
-        return received, error
-    return received, None
-
-
 # -- the model ---------------------------------------------------------------------------------
 
 
@@ -74,7 +64,7 @@ def test_the_model_raises_at_every_position(case: Case, kind: type[Exception]) -
         failure = kind("the model's own")
         model = ScriptedChatModel(tokens=tokens(LENGTH), failure=failure, fail_at=position)
         async with case.running(model, maxsize=maxsize) as running:
-            received, error = await collected(case.consumer, running)
+            received, error = await ending(case.consumer, running)
         assert received == tokens(position)
         assert error is failure
 
@@ -113,7 +103,7 @@ def test_memory_ends_in_a_callback_of_ours(case: Case) -> None:
         assert running._tokens.buffer is not None
         running._tokens.buffer.items = Bounded(position)
         async with case.consumer.entered(running) as entered:
-            received, error = await collected(case.consumer, entered)
+            received, error = await ending(case.consumer, entered)
         assert received == tokens(position)
         assert isinstance(error, MemoryError)
 
@@ -146,6 +136,10 @@ def kill(thread: threading.Thread) -> None:
 )
 def test_the_producers_thread_is_killed(case: Case) -> None:
     """Promise 3.  Hazard: nobody is left to put the end."""
+    its_thread_is_killed(case)
+
+
+def its_thread_is_killed(case: Case, within: float = 10.0) -> None:
     gate = Gate(3)
 
     def endless(_: str, config: Any) -> None:
@@ -161,7 +155,7 @@ def test_the_producers_thread_is_killed(case: Case) -> None:
             await case.consumer.wait(model.record.wait_until_finalized)
             (thread,) = our_threads()
             kill(thread)
-            received, error = await collected(case.consumer, running)
+            received, error = await ending(case.consumer, running, within)
             assert received == []
             assert isinstance(error, _Killed)
 
@@ -171,7 +165,9 @@ def test_the_producers_thread_is_killed(case: Case) -> None:
 # -- the loop ------------------------------------------------------------------------------------
 
 
-def in_another_thread(iterable: Iterable[str]) -> tuple[list[str], BaseException]:
+def in_another_thread(
+    iterable: Iterable[str], within: float = 5.0
+) -> tuple[list[str], BaseException]:
     """Iterate to the error at the end, somewhere else: the loop of the run is no more."""
     received: list[str] = []
     errors: list[BaseException] = []
@@ -184,7 +180,7 @@ def in_another_thread(iterable: Iterable[str]) -> tuple[list[str], BaseException
 
     thread = threading.Thread(target=iterate, daemon=True)
     thread.start()
-    thread.join(5)
+    thread.join(within)
     assert not thread.is_alive(), f"still waiting after {received}"
     return received, errors[0]
 
@@ -220,8 +216,12 @@ def lose_stream(model: ScriptedChatModel, is_there: Callable[[Any], object]) -> 
 
 def test_a_loop_is_closed_under_a_stream_that_waits() -> None:
     """Promise 3.  Hazard: the consumer waits for a run that will never go on."""
-    answer = lose_stream(ScriptedChatModel(tokens=tokens(9)), is_blocked)
-    received, error = in_another_thread(answer)
+    its_loop_is_closed()
+
+
+def its_loop_is_closed(within: float = 5.0) -> None:
+    with closing(lose_stream(ScriptedChatModel(tokens=tokens(9)), is_blocked)) as answer:
+        received, error = in_another_thread(answer, within)
     assert received == tokens(2)
     assert isinstance(error, RunCancelledError)
     with pytest.raises(RunCancelledError, match="loop that the run was on was closed"):
@@ -410,12 +410,17 @@ def test_a_callback_beside_ours_raises(
 
     LangChain logs such an error, and lets it end the run where the callback asks for that.
     """
+    with caplog.at_level(logging.CRITICAL):
+        one_beside_raises(case, raises)
+
+
+def one_beside_raises(case: Case, raises: bool, within: float = 10.0) -> None:
     beside = Fails(raise_error=raises)
     model = ScriptedChatModel(tokens=tokens(LENGTH))
 
     async def scenario() -> None:
         async with case.running(model, callbacks=[beside]) as running:
-            received, error = await collected(case.consumer, running)
+            received, error = await ending(case.consumer, running, within)
         if raises:
             assert received in ([], tokens(1))  # ours may be asked at the same time
             assert error is beside.failure
@@ -423,8 +428,7 @@ def test_a_callback_beside_ours_raises(
             assert received == tokens(LENGTH)
             assert error is None
 
-    with caplog.at_level(logging.CRITICAL):
-        case.consumer.run(scenario)
+    case.consumer.run(scenario)
 
 
 class _NastyError(TypeError):
@@ -470,3 +474,41 @@ def test_a_clean_up_that_ends_programs_ends_no_loop(caplog: pytest.LogCaptureFix
         eventually(lambda: "SystemExit(7)" in caplog.text)
         gate.open()
         assert list(other) == tokens(2, start=1)
+
+
+# -- the canaries: a consumer that never gets its end is seen by the tests above -------------------
+
+
+@pytest.mark.parametrize("name", ["thread-for", "thread-asyncio", "thread-trio"])
+def test_an_end_that_a_killed_thread_does_not_put_is_noticed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary: a producer's thread is gone, and nobody has put the end for it."""
+    put_no_end(monkeypatch)
+    (case,) = (case.values[0] for case in STREAM_CASES if case.id == name)
+    with pytest.raises(AssertionError, match=r"no end within .* after \[\]"):
+        its_thread_is_killed(case, A_MOMENT)
+
+
+def test_an_end_that_a_closed_loop_does_not_put_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The canary: a loop is closed, and nobody is told."""
+    monkeypatch.setattr(producers, "when_closed", lambda *_: lambda: None)
+    with pytest.raises(AssertionError, match="still waiting"):
+        its_loop_is_closed(A_MOMENT)
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["logged", "raised"])
+@pytest.mark.parametrize("name", ["thread-for", "task-asyncio", "handler-invoke-trio"])
+def test_an_end_that_a_failing_callback_takes_away_is_noticed(
+    name: str, raises: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The canary: after the error of a callback beside ours, no end comes."""
+    put_no_end(monkeypatch)
+    (case,) = (case.values[0] for case in DEFAULT_CASES if case.id == name)
+    with (
+        caplog.at_level(logging.CRITICAL),
+        pytest.raises(AssertionError, match=r"no end within .* after \["),
+    ):
+        one_beside_raises(case, raises, A_MOMENT)

@@ -14,11 +14,14 @@ from langchain_core.runnables import RunnableLambda, RunnableParallel
 
 from queuestream import _background, stream
 from queuestream.errors import RunCancelledError
-from tests.support.gates import Gate
+from tests.support.endings import A_MOMENT, ending, put_no_end
+from tests.support.gates import Gate, eventually
 from tests.support.models import ScriptedChatModel, tokens
 from tests.support.streams import CASES, DEFAULT_CASES, STREAM_CASES, is_blocked, queue_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.consumers import Consumer
     from tests.support.streams import Case
 
@@ -28,14 +31,16 @@ class Fatal(BaseException):
 
 
 async def received_and_error(
-    consumer: Consumer, running: Any, within: type[BaseException] = BaseException
+    consumer: Consumer,
+    running: Any,
+    kind: type[BaseException] = BaseException,
+    within: float = 10.0,
 ) -> tuple[list[str], BaseException]:
     """Iterate to the end; what came before it, and what was raised there."""
-    received: list[str] = []
-    with pytest.raises(within) as raised:
-        async for token in consumer.iterate(running):
-            received.append(token)  # noqa: PERF401 - what came before the error is kept
-    return received, raised.value
+    received, error = await ending(consumer, running, within)
+    if not isinstance(error, kind):
+        raise AssertionError(f"no {kind.__name__} after {received}") from error
+    return received, error
 
 
 def was_raised_in(error: BaseException, function: str) -> bool:
@@ -350,15 +355,20 @@ def _stop_the_loop() -> None:
 )
 def test_the_shared_loop_dies(case: Case) -> None:
     """Hazard: the runs on it are forgotten; and every stream from then on is lost."""
+    the_shared_loop_dies_under_a_stream(case)
+
+
+def the_shared_loop_dies_under_a_stream(case: Case, within: float = 10.0) -> None:
     model = ScriptedChatModel(tokens=tokens(4), gate=Gate(2))
 
     async def scenario() -> None:
         async with case.running(model) as running:
             assert await case.consumer.take(running, 2) == tokens(2)
             _stop_the_loop()
-            received, error = await received_and_error(case.consumer, running, RunCancelledError)
+            received, error = await received_and_error(
+                case.consumer, running, RunCancelledError, within
+            )
             assert received == []
-            assert isinstance(error, RunCancelledError)
             assert error.__cause__ is not None
             if sys.version_info >= (3, 11):  # before, asyncio loses what a cancellation says
                 assert "background loop" in str(error.__cause__)
@@ -384,6 +394,83 @@ def test_the_shared_loop_dies_while_the_run_waits_for_its_consumer(case: Case) -
             assert received == tokens(2)
 
     case.consumer.run(scenario)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in DEFAULT_CASES if case.values[0].producer == "background"]
+)
+def test_the_shared_loop_dies_before_the_run_begins(case: Case) -> None:
+    """Hazard: a run that was handed over and that no task was made for is forgotten."""
+    the_shared_loop_dies_over_a_stream(case)
+
+
+def the_shared_loop_dies_over_a_stream(case: Case, within: float = 10.0) -> None:
+    """Let it die in the very turn in which it is handed a run.
+
+    1. The loop is held up.
+    2. A stream hands its run over: the loop would begin it in the next turn.
+    3. The loop goes on, and this turn is its last.
+    """
+    model = ScriptedChatModel(tokens=tokens(4))
+    gate = Gate()
+
+    def hold_up_and_stop() -> None:
+        gate.wait()
+        asyncio.get_running_loop().stop()
+
+    _background.on_background_loop(hold_up_and_stop, lambda _: None)
+    eventually(lambda: gate.waiting)  # 1
+
+    async def scenario() -> None:
+        async with case.running(model) as running:  # 2
+            gate.open()  # 3
+            received, _ = await received_and_error(
+                case.consumer, running, RunCancelledError, within
+            )
+            assert received == []
+
+    case.consumer.run(scenario)
+    assert model.record.calls == 0
+
+
+def _cancel_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cancel_nobody(loop: asyncio.AbstractEventLoop) -> None:
+        for task in asyncio.all_tasks(loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(_background, "_cancel_all", cancel_nobody)
+
+
+def _tell_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = _background._Loop.accept
+    monkeypatch.setattr(
+        _background._Loop, "accept", lambda loop, start, _: accept(loop, start, lambda _: None)
+    )
+
+
+@pytest.mark.parametrize(
+    "dies, planted, case",
+    [
+        pytest.param(dies, planted, case.values[0], id=f"{planted.__name__}-{case.id}")
+        for dies, planted, names in (
+            (the_shared_loop_dies_under_a_stream, put_no_end, ("for", "trio")),
+            (the_shared_loop_dies_under_a_stream, _cancel_nobody, ("for", "trio")),
+            (the_shared_loop_dies_over_a_stream, _tell_nobody, ("for",)),  # others wait in aclose
+        )
+        for case in DEFAULT_CASES
+        if case.id in {f"background-{name}" for name in names}
+    ],
+)
+def test_a_consumer_that_is_forgotten_is_noticed(
+    dies: Callable[[Case, float], None],
+    planted: Callable[[pytest.MonkeyPatch], None],
+    case: Case,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The canary: the shared loop dies, and nobody tells its consumers."""
+    planted(monkeypatch)
+    with pytest.raises(AssertionError, match=r"no end within .* after \[\]"):
+        dies(case, A_MOMENT)
 
 
 @pytest.mark.parametrize("case", STREAM_CASES)
