@@ -359,7 +359,10 @@ def test_fact_04_an_exception_from_the_token_and_each_start_lets_no_token_be_mad
 
 
 def test_fact_05_a_thread_sees_the_callers_context_only_in_a_copy() -> None:
-    """`chain.invoke` in a thread of one's own loses the context variables."""
+    """`chain.invoke` in a thread of one's own loses the context variables.
+
+    Not where the interpreter hands them on: by default, Python 3.14 does without its lock.
+    """
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
     variable.set("set")
     chain: RunnableLambda[str, str] = RunnableLambda(lambda _: variable.get())
@@ -372,7 +375,8 @@ def test_fact_05_a_thread_sees_the_callers_context_only_in_a_copy() -> None:
         thread = threading.Thread(target=target)
         thread.start()
         thread.join()
-    assert seen == ["unset", "set"]
+    are_handed_on = getattr(sys.flags, "thread_inherit_context", False)
+    assert seen == ["set" if are_handed_on else "unset", "set"]
 
 
 def test_fact_06_the_token_can_be_a_list_and_the_last_chunk_is_empty() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import re
+import sys
 import threading
 from contextlib import suppress
 from functools import partialmethod
@@ -109,6 +110,8 @@ def there_is_another_second_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def threads_inherit_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    if getattr(sys.flags, "thread_inherit_context", False):
+        pytest.skip("here they do")
     start = threading.Thread.start
 
     def start_in_a_copy(thread: threading.Thread) -> None:

@@ -16,6 +16,7 @@ import contextlib
 import itertools
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +24,7 @@ import pytest
 from janus import AsyncQueueShutDown, SyncQueueEmpty, SyncQueueFull, SyncQueueShutDown
 
 from queuestream import _buffer, _doorbell, _turns
-from queuestream._buffer import Buffer
+from queuestream._buffer import BLOCKED, Buffer
 from queuestream._wakeups import ThreadWaiter
 from queuestream.mixed_queue import AsyncFace, MixedQueue, SyncFace
 from tests.support.schedule import ScheduledDeque, ScheduledList, ScheduledLocal, explore, sample
@@ -421,6 +422,24 @@ class IsNeverFull(Buffer[Any]):
         return False
 
 
+class SeesTheLineAsItWas(Buffer[Any]):
+    """Looks at the line before it takes: without a GIL, it may be seen in this order."""
+
+    __slots__ = ()
+
+    def get_now(self) -> Any:
+        if self._needs_lock:
+            return BLOCKED
+        has_putters = bool(self._putters.waiters)
+        item = self._pop()
+        if item is not BLOCKED and has_putters:
+            with self._lock:
+                woken = self._putters_for_free_slot()
+            for one in woken:
+                self._wake(one)
+        return item
+
+
 PLANTED = [
     (WakesNoPutter, ("put", "aput")),
     (LooksForAFreeSlotOnce, ("put", "get")),
@@ -441,9 +460,32 @@ def test_a_planted_bug_is_found(planted: type[Buffer[Any]], pair: tuple[str, str
         explore(of(pair, planted), delays=2)
 
 
+@pytest.mark.parametrize(
+    "buffer_class, is_ordered, is_wrong",
+    [(SeesTheLineAsItWas, True, True), (SeesTheLineAsItWas, False, False), (Buffer, True, False)],
+)
+def test_what_is_seen_late_without_the_interpreters_lock_is_found(
+    buffer_class: type[Buffer[Any]],
+    is_ordered: bool,
+    is_wrong: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The canary: to take without the lock, as if there were a GIL that there is not.
+
+    Where it is known that there is none, that way is not taken, and there is nothing to find.
+    """
+    monkeypatch.setattr(_buffer, "_IS_ORDERED", is_ordered)
+    case = of(("put", "get"), buffer_class, is_small=True)
+    found = pytest.raises(AssertionError, match="a producer waits") if is_wrong else nullcontext()
+    with found:
+        sample(case, count=300, seed=1)
+
+
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="as above")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("planted", [WakesNoPutter, LooksForAFreeSlotOnce, IsNeverFull])
+@pytest.mark.parametrize(
+    "planted", [WakesNoPutter, LooksForAFreeSlotOnce, IsNeverFull, SeesTheLineAsItWas]
+)
 def test_a_state_that_is_wrong_is_found(planted: type[Buffer[Any]]) -> None:
     """The canary of the states: it must come to those in which a planted bug shows."""
     with pytest.raises(AssertionError, match="repeated by"):

@@ -11,18 +11,18 @@ import random
 import sys
 from collections import Counter
 from concurrent.futures import wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import janus
 import pytest
 
-from queuestream._buffer import Buffer
+from queuestream._buffer import BLOCKED, Buffer
 from queuestream.mixed_queue import AsyncFace, MixedQueue, SyncFace
 from tests.mixed_queue.places import Place
+from tests.support.haste import Meeting, hasty
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from concurrent.futures import Future
 
 WORKERS = 32
@@ -31,17 +31,6 @@ PLACES = ["asyncio", "uvloop", "trio", "eager"] if sys.version_info >= (3, 12) e
 PLACES = PLACES or ["asyncio", "uvloop", "trio"]
 """Loops that every fourth worker is on; the others have threads of their own."""
 Item = tuple[int, int]
-
-
-@contextmanager
-def hasty() -> Iterator[None]:
-    """Have the interpreter change threads as often as it can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 class Worker:
@@ -113,13 +102,14 @@ def conserves(buffer: Buffer[Any], seed: int, count: int, within: float) -> None
             taken.append(place.start(other.consume, other.aconsume))
         try:
             assert not wait(put, within).not_done, "producers hang"
-            here.join(queue).result(within)
+            assert not wait([here.join(queue)], within).not_done, "not all are declared done"
             queue.shutdown()
             assert not wait(taken, within).not_done, "consumers hang"
         finally:
             queue.close()
         for each in put + taken:
-            each.result()
+            if (error := each.exception()) is not None:
+                raise AssertionError(f"a worker failed: {error!r}") from error
     came = Counter(item for consumer in consumers for item in consumer.got)
     assert came == Counter((n, item) for n in range(WORKERS) for item in range(count))
     for consumer in consumers:
@@ -173,8 +163,29 @@ class CountsAnItemTwice(Buffer[Any]):
         return super().put_now(item) and (not is_last or super().put_now(item) or True)
 
 
+class TakesInTwoSteps(Buffer[Any]):
+    """Takes without the lock, as is done, but by a look and a removal: two may see the same."""
+
+    __slots__ = ("meeting",)
+
+    def __init__(self, maxsize: int) -> None:
+        super().__init__(maxsize)
+        self._needs_lock = False
+        self.meeting = Meeting()
+
+    def get_now(self) -> Any:
+        try:
+            item = self.items[0]
+        except IndexError:
+            return BLOCKED
+        self.meeting.attend()
+        super().get_now()
+        return item
+
+
 @pytest.mark.parametrize(
-    "planted, maxsize", [(WakesNoPutter, 1), (ServesTheLastFirst, 5), (CountsAnItemTwice, 5)]
+    "planted, maxsize",
+    [(WakesNoPutter, 1), (ServesTheLastFirst, 5), (CountsAnItemTwice, 5), (TakesInTwoSteps, 5)],
 )
 def test_a_planted_bug_is_noticed(planted: type[Buffer[Any]], maxsize: int) -> None:
     """The canary: a harness that notices nothing proves nothing."""

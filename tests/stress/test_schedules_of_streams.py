@@ -20,9 +20,9 @@ import pytest
 from queuestream import stream
 from queuestream._buffer import Buffer
 from queuestream.producers import Run
-from tests.stress.test_many import hasty
 from tests.support.backends import EAGER
 from tests.support.consumers import CONSUMERS, IMPOSSIBLE, RUN_IN
+from tests.support.haste import hasty
 from tests.support.models import ScriptedChatModel, tokens
 
 if TYPE_CHECKING:

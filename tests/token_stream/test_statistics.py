@@ -18,11 +18,13 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.runnables import RunnableParallel
 
 from queuestream import MixedQueue, _meter, stream, token_stream
-from queuestream._meter import Meter
+from queuestream._meter import Counter, Meter, StreamStatistics, _Wait
 from queuestream.errors import StreamTimeoutError
+from queuestream.events import ModelRun
 from queuestream.handlers import feed
-from tests.support.consumers import PAIRINGS, in_another_thread, pairings
+from tests.support.consumers import CONSUMERS, PAIRINGS, in_another_thread, pairings
 from tests.support.gates import Gate, eventually
+from tests.support.haste import Meeting, hasty
 from tests.support.models import ScriptedChatModel, silent_model, tokens
 from tests.support.streams import STREAM_CASES, putters_of, queue_of
 
@@ -236,16 +238,37 @@ def test_tokens_are_the_items(run_in: RunIn, consumer: Consumer, select: Any) ->
     consumer.run(scenario)
 
 
+class InTwoSteps:
+    """A number of a run that ``+= 1`` reads and then writes: others may come between.
+
+    Without the interpreter's lock that is so for each number.
+    """
+
+    def __init__(self) -> None:
+        self._slot: Any = vars(Counter)["tokens"]
+
+    def __get__(self, run: ModelRun | None, kind: type[ModelRun] | None = None) -> Any:
+        return self._slot.__get__(run, kind)
+
+    def __set__(self, run: ModelRun, value: int) -> None:
+        self._slot.__set__(run, value)
+
+
 @a_few_pairings
-def test_parallel_branches_count_exactly(run_in: RunIn, consumer: Consumer) -> None:
+def test_parallel_branches_count_exactly(
+    run_in: RunIn, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hazard: ``+= 1`` on one number from several threads."""
+    monkeypatch.setattr(ModelRun, "tokens", InTwoSteps())
+    branches_count_exactly(run_in, consumer)
+
+
+def branches_count_exactly(run_in: RunIn, consumer: Consumer) -> None:
     models = [ScriptedChatModel(tokens=tokens(100, start=index)) for index in range(8)]
     silent = ScriptedChatModel(tokens=tokens(50)).with_config(tags=["nostream"])
     target: Any = RunnableParallel(
         {"silent": silent, **{str(index): model for index, model in enumerate(models)}}
     )
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
 
     async def scenario() -> None:
         answer = stream(target, "?", run_in=run_in, maxsize=16)
@@ -254,10 +277,48 @@ def test_parallel_branches_count_exactly(run_in: RunIn, consumer: Consumer) -> N
         assert answer.statistics.characters == len("".join(received)) == len(answer.text)
         assert 1 <= answer.statistics.peak_buffered <= 16
 
-    try:
+    with hasty():
         consumer.run(scenario)
-    finally:
-        sys.setswitchinterval(interval)
+
+
+class OneForAll(InTwoSteps):
+    """One number that all runs add to, under a lock or without one."""
+
+    def __init__(self, *, is_locked: bool) -> None:
+        super().__init__()
+        self.number = 0
+        self.meeting = Meeting()
+        self.lock = threading.Lock() if is_locked else None
+
+    def __get__(self, run: ModelRun | None, kind: type[ModelRun] | None = None) -> Any:
+        if self.lock is not None:
+            self.lock.acquire()
+            return self.number
+        number = self.number
+        self.meeting.attend()
+        return number
+
+    def __set__(self, run: ModelRun, value: int) -> None:
+        if value:  # else a run begins
+            self.number = value
+            if self.lock is not None:
+                self.lock.release()
+
+
+@pytest.mark.parametrize("is_locked", [True, False], ids=["locked", "race"])
+def test_a_race_of_counting_branches_is_noticed(
+    is_locked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary: two branches read one number before either has written it."""
+    planted = OneForAll(is_locked=is_locked)
+    monkeypatch.setattr(ModelRun, "tokens", planted)
+    monkeypatch.setattr(StreamStatistics, "tokens", property(lambda _: planted.number))
+    (consumer,) = (consumer for consumer in CONSUMERS if consumer.name == "for")
+    if is_locked:
+        branches_count_exactly("thread", consumer)
+        return
+    with pytest.raises(AssertionError, match=r"assert \d+ == 800"):
+        branches_count_exactly("thread", consumer)
 
 
 @a_few_pairings
@@ -452,7 +513,12 @@ def test_a_look_between_any_two_steps(clock: Clock, monkeypatch: pytest.MonkeyPa
 
 
 def test_looks_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same with several that wait at once.
+    """The same with several that wait at once."""
+    several_wait_while_one_looks(Meter(), monkeypatch)
+
+
+def several_wait_while_one_looks(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have waits counted in several threads, and hold against their number what is seen of them.
 
     By the clock of a thread that waits, each wait lasts a second; the reader's stands still.
     """
@@ -469,9 +535,7 @@ def test_looks_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(_meter, "monotonic", monotonic)
     monkeypatch.setattr(_meter, "_FOLD", 8)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    meter = Meter()
+    meter._fold_at = 8
     threads, waits = 4, 1500
 
     def wait_often() -> None:
@@ -480,18 +544,40 @@ def test_looks_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
             with meter.waiting():
                 pass
 
-    try:
+    with hasty():
         waiting = [in_another_thread(wait_often) for _ in range(threads)]
-        last = 0.0
-        while any(thread.is_alive() for thread in waiting):
-            now = meter.blocked()
-            assert last <= now <= threads * waits
-            last = now
-        for thread in waiting:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+        try:
+            last = 0.0
+            while any(thread.is_alive() for thread in waiting):
+                now = meter.blocked()
+                assert last <= now <= threads * waits
+                last = now
+        finally:
+            for thread in waiting:
+                thread.join()
     assert meter.blocked() == threads * waits
+
+
+class LosesWhoComesMeanwhile(Meter):
+    """Makes a new list of the waits that it has added up, without those that have begun since."""
+
+    def _fold(self) -> None:
+        if not self._folding.acquire(blocking=False):
+            return
+        waits = self._waits.copy()
+        if self._fold_at == 8:  # the first time: see that there are some
+            eventually(lambda: len(self._waits) > len(waits))
+        total = _Wait()
+        total.lasted = sum(wait.lasted or 0.0 for wait in waits)
+        self._waits = [total, *(wait for wait in waits if wait.lasted is None)]
+        self._fold_at = len(self._waits) + 8
+        self._folding.release()
+
+
+def test_a_race_of_waits_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary: some begin while others are added up, and are lost."""
+    with pytest.raises(AssertionError, match=r"assert \d+\.\d"):
+        several_wait_while_one_looks(LosesWhoComesMeanwhile(), monkeypatch)
 
 
 # -- looking is harmless -----------------------------------------------------------------------
