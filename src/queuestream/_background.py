@@ -139,7 +139,9 @@ class _Loop:
         with self.lock:
             lost, self.lost = self.lost or {}, None
         for tell in lost.values():
-            tell(asyncio.CancelledError())
+            cancelled = asyncio.CancelledError()
+            cancelled.__cause__ = error
+            tell(cancelled)
         try:
             _cancel_all(loop)  # each run that had begun tells its own consumer
         finally:

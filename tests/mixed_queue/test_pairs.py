@@ -484,9 +484,22 @@ def test_what_is_seen_late_without_the_interpreters_lock_is_found(
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="as above")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    "planted", [WakesNoPutter, LooksForAFreeSlotOnce, IsNeverFull, SeesTheLineAsItWas]
+    "planted, pair",
+    [
+        (WakesNoPutter, ("put", "get")),
+        (LooksForAFreeSlotOnce, ("put", "get")),
+        (IsNeverFull, ("put", "get")),
+        (SeesTheLineAsItWas, ("put", "get")),
+        (KeepsOneThatGaveUpInLine, ("put", "put gives up")),
+        (PassesNoWakeUpOn, ("put", "aput cancelled")),
+        (ForgetsRequestsMadeUnderTheLock, ("put", "shutdown")),
+        (LosesNobody, ("put", "aput's loop closed")),
+    ],
+    ids=str,
 )
-def test_a_state_that_is_wrong_is_found(planted: type[Buffer[Any]]) -> None:
+def test_a_state_that_is_wrong_is_found(
+    planted: type[Buffer[Any]], pair: tuple[str, str]
+) -> None:
     """The canary of the states: it must come to those in which a planted bug shows."""
     with pytest.raises(AssertionError, match="repeated by"):
-        exhaust(of(("put", "get"), planted, is_small=True))
+        exhaust(of(pair, planted, is_small=True))

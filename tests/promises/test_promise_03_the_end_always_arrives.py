@@ -424,10 +424,12 @@ def the_shared_loop_dies_over_a_stream(case: Case, within: float = 10.0) -> None
     async def scenario() -> None:
         async with case.running(model) as running:  # 2
             gate.open()  # 3
-            received, _ = await received_and_error(
+            received, error = await received_and_error(
                 case.consumer, running, RunCancelledError, within
             )
             assert received == []
+            assert error.__cause__ is not None
+            assert "background loop" in str(error.__cause__.__cause__)
 
     case.consumer.run(scenario)
     assert model.record.calls == 0
