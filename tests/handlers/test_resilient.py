@@ -439,6 +439,30 @@ def test_cancelled_in_the_callback(failures: int) -> None:
     assert tried == ["a0 "] * (failures + 1)
 
 
+def test_what_was_kept_outlives_a_cancellation() -> None:
+    """Promise 1.  Hazard: it is lost with the token that it was joined to."""
+    tried: list[str] = []
+    gate = Gate()
+
+    async def on_token(text: str) -> None:
+        tried.append(text)
+        if len(tried) <= 2:
+            raise ConnectionError("broken")
+        await gate.wait_async()
+
+    async def main() -> None:
+        handler = ResilientStreamHandler(on_token, 1, backoff=0)
+        run = asyncio.create_task(EchoChatModel().ainvoke("a", with_handler(handler)))
+        await eventually_async(lambda: gate.waiting)
+        run.cancel()
+        await asyncio.wait([run])
+        gate.open()
+        await eventually_async(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+    asyncio.run(main())
+    assert tried == ["a0 ", "a0 ", "a0 a1 ", "a0 "]
+
+
 @INVOKE_AND_AINVOKE
 @PLAIN_AND_COROUTINE
 def test_another_exception_after_one_that_was_tried_again(way: Way, *, is_async: bool) -> None:
