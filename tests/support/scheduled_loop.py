@@ -34,7 +34,8 @@ class ScheduledLoop(asyncio.BaseEventLoop):
 
     Attributes:
         tasks: Its tasks, once it has begun.
-        is_quiet: Whether nobody calls `shut` or `cancel`.
+        may_be_cancelled: Whether somebody calls `cancel`, and has not yet.
+        may_be_shut: Whether somebody calls `shut`, or has.
         on_end: Called when its tasks are done, or it is closed.
         errors: What its handler of exceptions was told.
 
@@ -46,7 +47,8 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._schedule = schedule
         self._is_shut = False
-        self.is_quiet = True
+        self.may_be_cancelled = False
+        self.may_be_shut = False
         self._works = works
         self.tasks: list[asyncio.Task[object]] = []
         self.on_end: Callable[[], object] = lambda: None
@@ -80,7 +82,9 @@ class ScheduledLoop(asyncio.BaseEventLoop):
 
     def _is_alone(self) -> bool:
         """Whether what it does next concerns nobody else: it goes on with a task of its own."""
-        return self.is_quiet and not isinstance(self._ready[0]._callback, _Answer)  # type: ignore[attr-defined]
+        if self.may_be_cancelled or self.may_be_shut:
+            return False
+        return not isinstance(self._ready[0]._callback, _Answer)  # type: ignore[attr-defined]
 
     def _raise_errors(self) -> None:
         for task in self.tasks:
@@ -101,6 +105,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         self._schedule.point(lambda: bool(self.tasks) or self.is_closed())
         with contextlib.suppress(RuntimeError):  # closed
             self.call_soon_threadsafe(self.tasks[number].cancel)
+        self.may_be_cancelled = False
 
     def forget(self) -> None:
         """Drop the tasks of a loop that was shut, after the schedule."""
@@ -132,7 +137,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         """Do what asyncio's loops do."""
         self._schedule.point()
         handle = self.call_soon(callback, *args, context=context)
-        if not self.is_quiet:
+        if self.may_be_shut:
             self._schedule.point()  # before the caller looks whether it is
         return handle
 

@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from janus import SyncQueueShutDown
 
-from queuestream import _buffer, _doorbell, _turns, producers, stream
+from queuestream import producers, stream
 from queuestream._buffer import Buffer
-from queuestream._wakeups import ThreadWaiter
 from queuestream.errors import ConcurrentIterationError, RunStopped, StreamClosedError
-from tests.support.schedule import ScheduledDeque, ScheduledList, ScheduledLocal, explore, sample
+from tests.support.schedule import explore, sample
 from tests.support.scheduled_loop import ScheduledLoop
+from tests.support.scheduled_queue import Now, put_into_schedules, schedule_buffer, with_a_point
+from tests.support.states import exhaust, visits_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from queuestream import TokenStream
     from queuestream._wakeups import Waiter
-    from tests.support.schedule import Schedule
+    from tests.support.schedule import Boundary, Schedule
 
 CONSUMERS = ["next", "anext", "anext cancelled", "pieces", "apieces", "apieces cancelled"]
 OTHERS = ["nothing", "close", "another next", "the run fails", "closed by the run"]
@@ -42,36 +43,19 @@ TOKENS = ["a1 ", "a2 "]
 BRANCH = ["b1 "]
 
 
-class Now:
-    """The schedule that runs now, for what is made deep in the package."""
-
-    schedule: Schedule
-
-
 @pytest.fixture(autouse=True)
 def _all_is_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Sleeper(ThreadWaiter):
-        __slots__ = ()
-
-        def __init__(self) -> None:
-            super().__init__()
-            self._gate = Now.schedule.lock(locked=True)  # type: ignore[assignment]
-
-    class Bell(_doorbell.Doorbell):
-        __slots__ = ()
-
-        def __init__(self, loop: Any) -> None:
-            super().__init__(loop)
-            self._wishes = ScheduledDeque(Now.schedule)
-
     def start(name: str, work: Callable[[], object]) -> None:
-        Now.schedule.thread("run", work)
+        Now.schedule.thread("run", lambda: after_a_point(work))
 
-    monkeypatch.setattr(_buffer, "ThreadWaiter", Sleeper)
-    monkeypatch.setattr(_doorbell, "Doorbell", Bell)
-    monkeypatch.setattr(_doorbell, "_here", ScheduledLocal(bell=lambda: None))
-    monkeypatch.setattr(_turns, "_here", ScheduledLocal(turn=_turns._Turn))
+    put_into_schedules(monkeypatch)
     monkeypatch.setattr(producers, "start_daemon", start)
+
+
+def after_a_point(work: Callable[[], object]) -> None:
+    """Do what may not be the first of all; what goes before the first point is nobody's choice."""
+    Now.schedule.point()
+    work()
 
 
 class _RunError(Exception):
@@ -79,12 +63,25 @@ class _RunError(Exception):
 
 
 class Case:
-    """A stream of a schedule."""
+    """A stream of a schedule.
+
+    Args:
+        schedule: The schedule.
+        pair: The consumer, and what comes beside it.
+        buffer_class: The buffer to test.
+        is_small: Whether so few boundaries count that all states can be visited: that a lock was
+            released does while there are requests, which alone are made without it.
+    """
 
     def __init__(
-        self, schedule: Schedule, pair: tuple[str, str], buffer_class: type[Buffer[Any]] = Buffer
+        self,
+        schedule: Schedule,
+        pair: tuple[str, str],
+        buffer_class: type[Buffer[Any]] = Buffer,
+        *,
+        is_small: bool = False,
     ) -> None:
-        Now.schedule = schedule
+        Now.begin(schedule)
         self.schedule = schedule
         self.consumer, self.other = pair
         self.received: list[str] = []
@@ -95,7 +92,10 @@ class Case:
         self.branch_is_over = False
         answer = self.answer = stream(self.run, "?", run_in="thread", maxsize=1)
         tokens = answer._tokens
-        buffer = self.buffer = buffer_class(1, low=0)
+        tokens.name = "stream"  # without its number, or no state would come twice
+        buffer = self.buffer = (
+            with_a_point(buffer_class) if is_small else buffer_class  # type: ignore[arg-type]
+        )(1, low=0)
         tokens.buffer = buffer
         tokens._sync_q.buffer = buffer  # type: ignore[attr-defined]
         tokens._async_q.buffer = buffer  # type: ignore[attr-defined]
@@ -104,9 +104,7 @@ class Case:
         feed: Any = answer._call.feed  # type: ignore[union-attr]
         feed._buffer = buffer
         self.feed = feed
-        buffer._lock = schedule.lock()  # type: ignore[assignment]
-        buffer.items = ScheduledDeque(schedule)
-        buffer._putters.waiters = ScheduledList(schedule)
+        schedule_buffer(buffer, self.matters if is_small else None)
         answer.__enter__()
         schedule.thread("branch", self.branch)
         pieces = self.consumer in ("pieces", "apieces", "apieces cancelled")
@@ -118,17 +116,21 @@ class Case:
                 schedule, "consumer", lambda: self.consume_in_task(iterable)
             )
             if self.consumer.endswith("cancelled"):
-                loop.is_quiet = False
+                loop.may_be_cancelled = True
                 schedule.thread("cancels", loop.cancel)
         if self.other == "close":
-            schedule.thread("closes", answer.close)
+            schedule.thread("closes", lambda: after_a_point(answer.close))
         elif self.other == "its loop is closed":
             assert self.loop is not None
-            self.loop.is_quiet = False
+            self.loop.may_be_shut = True
             schedule.thread("closes the loop", self.loop.shut)
             schedule.thread("heir", lambda: self.inherit(iterable))
         elif self.other == "another next":
-            schedule.thread("another", lambda: self.intrude(answer))
+            schedule.thread("another", lambda: after_a_point(lambda: self.intrude(answer)))
+
+    def matters(self, boundary: Boundary) -> bool:
+        """Whether another thread may see that the lock is held, or was released a moment ago."""
+        return boundary == "held" or bool(self.buffer._requests)
 
     # The run, and its branch.
 
@@ -219,11 +221,13 @@ class Case:
         self.answer.close()
 
 
-def of(pair: tuple[str, str], buffer_class: type[Buffer[Any]] = Buffer) -> Any:
+def of(
+    pair: tuple[str, str], buffer_class: type[Buffer[Any]] = Buffer, *, is_small: bool = False
+) -> Any:
     """Return the case of a pair, for the explorer."""
 
     def case(schedule: Schedule) -> Callable[[], object]:
-        return Case(schedule, pair, buffer_class).check
+        return Case(schedule, pair, buffer_class, is_small=is_small).check
 
     return case
 
@@ -242,6 +246,28 @@ def test_no_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> None:
 def test_no_wild_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> None:
     """As above, with more that chance picks."""
     sample(of(pair), count=250, seed=1_000)
+
+
+@visits_states
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *itertools.product(
+            ["next", "anext", "pieces"], ["nothing", "the run fails", "closed by the run"]
+        ),
+        ("apieces", "nothing"),
+    ],
+    ids=" and ".join,
+)
+def test_no_state_that_a_pair_can_come_to_is_wrong(pair: tuple[str, str]) -> None:
+    """Hazard: what needs more changes of threads than the explorers above try.
+
+    All schedules over the boundaries of the lock, sleep, wake-ups, and what is done without the
+    lock.
+    """
+    count = exhaust(of(pair, is_small=True))
+    print(f"{pair}: {count} states")
+    assert count > 500, "where are the points?"
 
 
 class PassesNoWakeUpOn(Buffer[Any]):
@@ -288,3 +314,15 @@ def test_a_planted_bug_is_found(planted: type[Buffer[Any]], pair: tuple[str, str
     """The canary: an explorer that finds nothing may look at nothing."""
     with pytest.raises(AssertionError, match="repeated by"):
         explore(of(pair, planted), delays=2)
+
+
+@visits_states
+@pytest.mark.parametrize(
+    "planted, pair",
+    [(planted, pair) for planted, pair in PLANTED if pair[1] != "its loop is closed"],
+    ids=str,
+)
+def test_a_state_that_is_wrong_is_found(planted: type[Buffer[Any]], pair: tuple[str, str]) -> None:
+    """The canary of the states: it must come to those in which a planted bug shows."""
+    with pytest.raises(AssertionError, match="repeated by"):
+        exhaust(of(pair, planted, is_small=True))
