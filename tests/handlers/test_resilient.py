@@ -414,6 +414,16 @@ def test_cancelled_while_it_waits(on_exhausted: Any, *, is_async: bool, is_mende
         assert handler.dropped_count == (1 if on_exhausted == "drop" else 0)
 
 
+async def cancelled_at(gate: Gate, make: Callable[[], ResilientStreamHandler]) -> None:
+    """Cancel a run while its callback waits at a gate, and wait until nothing is left of it."""
+    run = asyncio.create_task(EchoChatModel().ainvoke("a", with_handler(make())))
+    await eventually_async(lambda: gate.waiting)
+    run.cancel()
+    await asyncio.wait([run])
+    gate.open()
+    await eventually_async(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+
 @pytest.mark.parametrize("failures", [0, 1])
 def test_cancelled_in_the_callback(failures: int) -> None:
     """Promise 1.  Hazard: what may have been delivered is delivered again."""
@@ -426,16 +436,7 @@ def test_cancelled_in_the_callback(failures: int) -> None:
             raise ConnectionError("broken")
         await gate.wait_async()
 
-    async def main() -> None:
-        handler = ResilientStreamHandler(on_token, backoff=0)
-        run = asyncio.create_task(EchoChatModel().ainvoke("a", with_handler(handler)))
-        await eventually_async(lambda: gate.waiting)
-        run.cancel()
-        await asyncio.wait([run])
-        gate.open()
-        await eventually_async(lambda: asyncio.all_tasks() == {asyncio.current_task()})
-
-    asyncio.run(main())
+    asyncio.run(cancelled_at(gate, lambda: ResilientStreamHandler(on_token, backoff=0)))
     assert tried == ["a0 "] * (failures + 1)
 
 
@@ -450,16 +451,7 @@ def test_what_was_kept_outlives_a_cancellation() -> None:
             raise ConnectionError("broken")
         await gate.wait_async()
 
-    async def main() -> None:
-        handler = ResilientStreamHandler(on_token, 1, backoff=0)
-        run = asyncio.create_task(EchoChatModel().ainvoke("a", with_handler(handler)))
-        await eventually_async(lambda: gate.waiting)
-        run.cancel()
-        await asyncio.wait([run])
-        gate.open()
-        await eventually_async(lambda: asyncio.all_tasks() == {asyncio.current_task()})
-
-    asyncio.run(main())
+    asyncio.run(cancelled_at(gate, lambda: ResilientStreamHandler(on_token, 1, backoff=0)))
     assert tried == ["a0 ", "a0 ", "a0 a1 ", "a0 "]
 
 
