@@ -19,12 +19,11 @@ import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from queuestream._token_queue import RUN_THREAD
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "RUN_THREAD",
     "death_of",
     "in_daemon_thread",
     "is_background_loop",
@@ -34,6 +33,9 @@ __all__ = [
 ]
 
 R = TypeVar("R")
+
+RUN_THREAD = "queuestream run"
+"""How the names of the threads begin that work for a run."""
 
 
 def start_daemon(name: str, work: Callable[[], object]) -> None:

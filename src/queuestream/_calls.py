@@ -18,6 +18,8 @@ from langchain_core.callbacks import BaseCallbackManager, CallbackManager
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
+from queuestream._waits import runs_here
+
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
@@ -204,6 +206,7 @@ def make_call(
     if "sniffio" in sys.modules:
         # A context from a trio task says that trio runs wherever it is used.
         context.run(sys.modules["sniffio"].current_async_library_cvar.set, None)
+    context.run(runs_here.set, (*runs_here.get(), feed.tokens.name))
     merged = _merged_config(config)
     inherited = merged.get("callbacks")
     feed.others = (

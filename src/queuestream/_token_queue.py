@@ -40,9 +40,11 @@ from janus import (
     SyncQueueShutDown,
 )
 
+from queuestream._background import RUN_THREAD
 from queuestream._buffer import BLOCKED, Buffer, Stale, checked_maxsize, members
 from queuestream._meter import Meter
 from queuestream._turns import end_turn, must_yield, running_asyncio_loop
+from queuestream._waits import Wait, waiting_here
 from queuestream._wakeups import async_waiter, current_loop
 from queuestream.errors import (
     ConcurrentIterationError,
@@ -63,7 +65,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_MAXSIZE",
-    "RUN_THREAD",
     "Ended",
     "TimedOut",
     "TokenQueue",
@@ -75,9 +76,6 @@ logger = logging.getLogger("queuestream")
 
 T = TypeVar("T")
 
-
-RUN_THREAD = "queuestream run"
-"""How the names of the threads begin that work for a run."""
 
 _GRACE = 0.25
 """Seconds that the threads of stopped runs have to end before the interpreter does."""
@@ -162,6 +160,7 @@ class TokenQueue(Generic[T]):
         "_get",
         "_is_ours",
         "_join",
+        "_put_into_given_so_far",
         "_sync_q",
         "_waiter",
         "_warned",
@@ -198,6 +197,7 @@ class TokenQueue(Generic[T]):
         self._async_q: janus.AsyncQueue[T]
         maxsize = checked_maxsize(maxsize)
         self.is_given: bool = queue is not None
+        self._put_into_given_so_far = 0
         if queue is None:
             self.buffer = Buffer(
                 maxsize, low=maxsize // 2, join=None if join is None else self._join_and_count
@@ -296,6 +296,7 @@ class TokenQueue(Generic[T]):
     def _note_peak(self) -> None:
         """Measure a queue that does not do it itself.  Two producers at once may hide a peak."""
         self.meter.peak = max(self.meter.peak, self._sync_q.qsize())
+        self._put_into_given_so_far += 1
 
     async def put_in_task(self, item: T, is_stale: Callable[[], bool] | None = None) -> None:
         """Put an item from a task; wait when full.
@@ -381,6 +382,7 @@ class TokenQueue(Generic[T]):
                 raise
             return
         else:
+            self._put_into_given_so_far += 1
             return
         if self.buffer is None:
             self.failure = PlacementError(
@@ -419,18 +421,45 @@ class TokenQueue(Generic[T]):
             if not self.closed:
                 buffer = self.buffer
                 if limit is not None:
-                    return self._get_within(limit, is_extended=True)
+                    return self._sleep(partial(self._get_within, limit, is_extended=True))
                 if buffer is None:
-                    return self._sync_q.get()
+                    return self._sleep(self._sync_q.get)
                 if (item := buffer.get_now()) is not BLOCKED:
                     return item
-                return buffer.wait_in_thread(self._get, None, SyncQueueEmpty)
+                return self._sleep(partial(buffer.wait_in_thread, self._get, None, SyncQueueEmpty))
         except Exception as error:
             if not _is_shutdown(error):
                 raise
         finally:
             self._leave(me)
         raise Ended
+
+    def _sleep(self, get: Callable[[], T]) -> T:
+        """Take the next item, for which ``get`` may sleep.
+
+        The run is not to wait for a loop that this holds up, see `_waits`.
+        """
+        waiting = waiting_here()
+        if not waiting:
+            return get()
+        before = self._number_put()
+        with contextlib.suppress(SyncQueueEmpty):
+            return self._sync_q.get(False)
+        wait = Wait(waiting, self.name, partial(self._is_silent_since, before))
+        try:
+            wait.begin()
+            wait.break_circles()
+            return get()
+        finally:
+            wait.end()
+
+    def _is_silent_since(self, before: int) -> bool:
+        """Whether nothing has come that ends a wait for an item, though it may not know yet."""
+        return before == self._number_put() and not (self.closed or self.ended)
+
+    def _number_put(self) -> int:
+        """How many items were put; not to be relied on but to see that it changes."""
+        return self._put_into_given_so_far if self.buffer is None else self.buffer.unfinished
 
     def _get_within(self, limit: float, *, is_extended: bool) -> T:
         since = monotonic()
@@ -505,8 +534,9 @@ class TokenQueue(Generic[T]):
         try:
             if not self.closed:
                 if limit is None:
-                    return self._sync_q.get()
-                return self._get_within(limit, is_extended=is_extended)
+                    return self._sleep(self._sync_q.get)
+                get = partial(self._get_within, limit, is_extended=is_extended)
+                return self._sleep(get) if is_extended else get()  # soon over, with a piece
         except Exception as error:
             if not _is_shutdown(error):
                 raise

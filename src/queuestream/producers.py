@@ -25,10 +25,10 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from queuestream._background import death_of, on_background_loop, start_daemon
+from queuestream._background import RUN_THREAD, death_of, on_background_loop, start_daemon
 from queuestream._containment import Containment, uncarried
 from queuestream._loop_end import LOOP_CLOSED, when_closed
-from queuestream._token_queue import RUN_THREAD, consumer_error, logger
+from queuestream._token_queue import consumer_error, logger
 from queuestream._turns import running_asyncio_loop
 from queuestream._wakeups import Latch
 from queuestream.errors import RunCancelledError, RunStopped

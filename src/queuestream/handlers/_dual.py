@@ -68,13 +68,16 @@ if TYPE_CHECKING:
             ...
 
 
-__all__ = ["dual", "dual_overrides", "held_up", "note_held_up"]
+__all__ = ["dual", "dual_overrides", "heard_by", "held_up", "note_held_up"]
 
 held_up: WeakKeyDictionary[UUID, tuple[asyncio.AbstractEventLoop, ...]] = WeakKeyDictionary()
 """Runs that must not wait, with the loops that wait for them; whoever heard them start.
 
 A run's id lives as long as LangChain has a use for it.
 """
+
+heard_by: WeakKeyDictionary[UUID, tuple[str, ...]] = WeakKeyDictionary()
+"""Runs whose tokens go into queues, with the names of those."""
 
 
 def note_held_up(

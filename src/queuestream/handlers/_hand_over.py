@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import ref
 
 from queuestream._background import on_background_loop
 from queuestream._loop_end import when_closed
@@ -18,9 +19,33 @@ from queuestream._loop_end import when_closed
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
 
-__all__ = ["finish_before_the_loop_ends", "run_in_background", "run_on_loop"]
+__all__ = ["Outcome", "finish_before_the_loop_ends", "run_in_background", "run_on_loop"]
 
 R = TypeVar("R")
+
+
+class Outcome(Future[R]):
+    """What becomes of a coroutine that is handed over; for the thread that waits.
+
+    Attributes:
+        task: Where it goes on, once it has begun.
+    """
+
+    task: ref[asyncio.Task[Any]] | None = None  # weakly, as its loop does
+
+    def refuse(self, error: BaseException) -> None:
+        """Tell the thread, unless it was told.  What has begun is cancelled.
+
+        **Thread safety**: any thread; never waits.
+        """
+        try:
+            self.set_exception(error)
+        except InvalidStateError:
+            return
+        task = None if self.task is None else self.task()
+        if task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                task.get_loop().call_soon_threadsafe(task.cancel)
 
 
 class _HandOver:
@@ -31,17 +56,27 @@ class _HandOver:
         done: Gets its outcome.
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], done: Future[Any]) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], done: Outcome[Any]) -> None:
         self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
         self._done = done
         self._task: asyncio.Task[None] | None = None  # the loop refers to it only weakly
 
     def start(self) -> None:
-        coroutine, self._coroutine = self._coroutine, None
-        if coroutine is not None:
-            self._task = asyncio.get_running_loop().create_task(self._work(coroutine))
+        if self._done.done():
+            self.lose()
+        elif self._coroutine is not None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
 
-    async def _work(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    async def _work(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._done.task = ref(task)
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is None:
+            return
+        if self._done.done():  # once more: whoever refused it meanwhile saw no task
+            coroutine.close()
+            return
         take_back = when_closed(asyncio.get_running_loop(), self.lose)
         try:
             value = await coroutine
@@ -77,25 +112,29 @@ class _HandOver:
         self.lose()
 
 
-def run_in_background(coroutine: Coroutine[Any, Any, R]) -> R:
+def run_in_background(coroutine: Coroutine[Any, Any, R], done: Outcome[R] | None = None) -> R:
     """Run a coroutine to its end on the shared loop, from a thread that may wait for it.
 
     Raises:
         RuntimeError: If the loop dies before that.
     """
-    done: Future[R] = Future()
+    done = Outcome() if done is None else done
     hand_over = _HandOver(coroutine, done)
     on_background_loop(hand_over.start, hand_over.lose)
     return done.result()
 
 
-def run_on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, R]) -> R:
+def run_on_loop(
+    loop: asyncio.AbstractEventLoop,
+    coroutine: Coroutine[Any, Any, R],
+    done: Outcome[R] | None = None,
+) -> R:
     """Run a coroutine to its end on a loop of another thread, from one that may wait for it.
 
     Raises:
         RuntimeError: If the loop is closed before that.
     """
-    done: Future[R] = Future()
+    done = Outcome() if done is None else done
     hand_over = _HandOver(coroutine, done)
     try:
         loop.call_soon_threadsafe(hand_over.start)

@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 
-from queuestream._background import is_background_loop
 from queuestream._turns import running_asyncio_loop
+from queuestream._waits import Wait, party_of, waiting_here
 from queuestream.events import About
-from queuestream.handlers._dual import dual, dual_overrides, held_up, note_held_up
-from queuestream.handlers._hand_over import run_in_background, run_on_loop
+from queuestream.handlers._dual import (
+    dual,
+    dual_overrides,
+    heard_by,
+    held_up,
+    note_held_up,
+)
+from queuestream.handlers._hand_over import Outcome, run_in_background, run_on_loop
 
 if TYPE_CHECKING:
     import asyncio
@@ -162,54 +168,47 @@ class Listener(BaseCallbackHandler):
                 ends before it does.
         """
         home = self._home if self._is_home_running() else None
-        waiting = [*(() if run_id is None else held_up.get(run_id, ()))]
-        if (here := running_asyncio_loop()) is not None:
-            waiting.append(here)
-        held = {None if is_background_loop(loop) else loop for loop in waiting}
-        if not held:
-            _finish(coroutine, home)
+        waiting = {*waiting_here()}
+        if run_id is not None:
+            waiting.update(map(party_of, held_up.get(run_id, ())), heard_by.get(run_id, ()))
+        outcome: Outcome[Any] = Outcome()
+        if not waiting:
+            _finish(coroutine, home, outcome)
             return
-        wait = held, home
-        _waits.append(wait)
+
+        def refuse() -> None:
+            outcome.refuse(_refusal(home))
+
+        wait = Wait(waiting, party_of(home), lambda: not outcome.done(), refuse)
         try:
-            if _is_circular(held, home):
+            wait.begin()
+            if wait.is_circular():
                 coroutine.close()
-                where = "background loop" if home is None else "loop where the handler was made"
-                raise RuntimeError(
-                    f"on_token is to run on the {where}, and synchronous code holds up that very "
-                    "loop: call the model with ainvoke there, or invoke it in a thread "
-                    "(asyncio.to_thread)"
-                )
-            _finish(coroutine, home)
+                raise _refusal(home)
+            _finish(coroutine, home, outcome)
         finally:
-            _waits.remove(wait)
+            wait.end()
 
     def _is_home_running(self) -> bool:
         """Whether the loop where this was made runs, and not in the parent of a fork."""
         return self._home is not None and self._home.is_running() and self._pid == os.getpid()
 
 
-def _finish(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop | None) -> None:
-    if loop is None:
-        run_in_background(coroutine)
+def _finish(
+    coroutine: Coroutine[Any, Any, Any],
+    home: asyncio.AbstractEventLoop | None,
+    outcome: Outcome[Any],
+) -> None:
+    if home is None:
+        run_in_background(coroutine, outcome)
     else:
-        run_on_loop(loop, coroutine)
+        run_on_loop(home, coroutine, outcome)
 
 
-_waits: list[tuple[set[asyncio.AbstractEventLoop | None], asyncio.AbstractEventLoop | None]] = []
-"""Loops that are held up, with the loop that each waits for; None is the background loop.
-
-Whoever waits is in it before he looks: of those who begin at once, one sees the other.
-"""
-
-
-def _is_circular(
-    held: set[asyncio.AbstractEventLoop | None], loop: asyncio.AbstractEventLoop | None
-) -> bool:
-    """Whether a loop waits for those that are held up, if by way of others."""
-    reached = [loop]
-    for each in reached:
-        if each in held:
-            return True
-        reached += [to for of, to in tuple(_waits) if each in of and to not in reached]
-    return False
+def _refusal(home: asyncio.AbstractEventLoop | None) -> RuntimeError:
+    where = "background loop" if home is None else "loop where the handler was made"
+    return RuntimeError(
+        f"on_token is to run on the {where}, and synchronous code holds up that very loop: call "
+        "the model with ainvoke there, iterate with async for, or do either in a thread "
+        "(asyncio.to_thread)"
+    )

@@ -8,9 +8,9 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from queuestream._background import on_background_loop, start_daemon
+from queuestream._background import RUN_THREAD, on_background_loop, start_daemon
 from queuestream._checks import checked_count, checked_seconds
-from queuestream._token_queue import RUN_THREAD, logger
+from queuestream._token_queue import logger
 from queuestream._turns import running_asyncio_loop
 from queuestream.handlers._dual import dual
 from queuestream.handlers._turns import Turns, may_wait, without_turns

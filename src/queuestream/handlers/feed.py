@@ -20,7 +20,7 @@ from queuestream._messages import finish_reason_of, first_generation
 from queuestream._meter import Meter
 from queuestream._turns import TURN, end_turn, running_asyncio_loop
 from queuestream.events import About, ModelRun, Selection
-from queuestream.handlers._dual import dual, held_up
+from queuestream.handlers._dual import dual, heard_by, held_up
 from queuestream.handlers.base import StreamHandler
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class FeedHandler(StreamHandler):
 
     def _run_started(self, kind: str, run_id: UUID, about: About) -> Sequence[object]:
         """A run starts: let it, or stop it.  Returns the restart that it is, if it is one."""
+        self._note_heard(run_id)
         is_refused = self.tokens.closed or self.tokens.ended
         # agenerate tells of no cancellation
         if self.others and (is_refused or (kind == "llm" and self._is_in_task(run_id))):
@@ -156,6 +157,11 @@ class FeedHandler(StreamHandler):
         if self.others:  # it may be refused while it waits to announce itself
             self._untold[run_id] = kind, about.parent_run_id
         return (self._selection.restart(void, about, number),)
+
+    def _note_heard(self, run_id: UUID | None) -> None:
+        """Let who waits for its consumer's loop in this run know of the queue."""
+        if run_id is not None:
+            heard_by[run_id] = (*heard_by.get(run_id, ()), self.tokens.name)
 
     def _admit(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> bool:
         """Whether a run that starts is one that the consumer hears of."""
@@ -323,6 +329,7 @@ class FeedHandler(StreamHandler):
     # such runs are parts of, and so where the end is, only the caller knows.
 
     def _begin(self, about: About) -> None:
+        self._note_heard(about.run_id)
         self.has_held_up = self.has_held_up or about.run_id in held_up
 
     async def _begin_in_task(self, about: About, loop: object) -> None:
