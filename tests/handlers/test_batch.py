@@ -854,6 +854,46 @@ def test_an_error_of_a_timed_delivery_in_a_task(
 
 
 @PLAIN_AND_COROUTINE
+def test_an_error_of_a_timed_delivery_that_a_token_waits_for(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, *, is_async: bool
+) -> None:
+    """Hazard: the token at which it is raised is delivered, or not, as the threads have it."""
+
+    class StallsAndFails(Stalling):
+        def _enter(self) -> None:
+            super()._enter()
+            self.texts.append("tried")
+
+        def _plain(self, text: str) -> None:
+            self._enter()
+            self.gate.wait()
+            raise OSError("the callback's")
+
+        async def _coroutine(self, text: str) -> None:
+            self._enter()
+            await self.gate.wait_async()
+            raise OSError("the callback's")
+
+    received = StallsAndFails(is_async=is_async)
+    asked = turns_that_tell(received, monkeypatch)
+    model = silent_model("a")
+    handler = BatchStreamHandler(received.on_token, 99, max_delay=10, raise_error=True)
+
+    def run() -> None:
+        with running(model, handler):
+            eventually(lambda: clock.due)
+            clock.ring()
+            eventually(lambda: received.gate.waiting)
+            gate_of(model).open()
+            assert asked.wait(5)
+            received.gate.open()
+
+    with pytest.raises(OSError, match="the callback's"):
+        run()
+    assert received.texts == ["tried"]
+
+
+@PLAIN_AND_COROUTINE
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_an_exit_in_a_timed_delivery_in_a_task(
     clock: Clock, error: type[BaseException], *, is_async: bool

@@ -65,9 +65,12 @@ class _Batch:
             self.alarm.stop()
             self.alarm = None
 
-    def raise_late(self) -> None:
+    def raise_late(self, *, has_kept: bool = False) -> None:
+        """Raise what a timed delivery raised; without the token, if it is kept, that meets it."""
         error, self.error = self.error, None
         if error is not None:
+            if has_kept:
+                del self.tokens[-1:]
             raise error
 
 
@@ -156,7 +159,7 @@ class BatchStreamHandler(StreamHandler):
         if self._only_waits(state):
             return
         with state.turns.in_thread(waits=may_wait(self, run_id)):
-            state.raise_late()
+            state.raise_late(has_kept=True)
             for text in self._take_complete(state):
                 self._deliver(text, run_id)
             self._set_alarm(state)
@@ -172,7 +175,7 @@ class BatchStreamHandler(StreamHandler):
         if self._only_waits(state):
             return
         async with state.turns.in_task(waits=running_asyncio_loop() is loop):
-            state.raise_late()
+            state.raise_late(has_kept=True)
             for text in self._take_complete(state):
                 await self._deliver_in_task(text, run_id, loop)
             self._set_alarm(state)
