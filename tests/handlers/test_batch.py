@@ -7,6 +7,7 @@ import contextvars
 import gc
 import threading
 import weakref
+from collections import deque
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from time import monotonic
@@ -31,6 +32,7 @@ from tests.support.handlers import (
     step,
     step_async,
 )
+from tests.support.homes import loop_thread
 from tests.support.models import ScriptedChatModel, silent_model, tokens
 
 if TYPE_CHECKING:
@@ -297,19 +299,19 @@ def test_a_run_waits_for_a_flush_in_another_thread(
 def test_what_comes_during_a_flush_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promise 1.  Hazard: the flush takes the list to which a token is just being added.
 
-    1. the flush has copied what waits;
+    1. the flush has taken what waits;
     2. the run adds a token, for which it needs no turn;
-    3. the flush forgets what it has copied.
+    3. the flush goes on.
     """
     received = Received()
     handler = BatchStreamHandler(received.on_token, 99)
 
-    class Tokens(list[str]):
-        def copy(self) -> list[str]:
-            copied = super().copy()
-            if len(self) == 1:
+    class Tokens(deque[str]):
+        def popleft(self) -> str:
+            token = super().popleft()
+            if token == "a":
                 handler("b")
-            return copied
+            return token
 
     handler("a")
     handler._direct[0].tokens = Tokens(["a"])
@@ -893,19 +895,25 @@ def test_an_error_of_a_timed_delivery_that_a_token_waits_for(
     assert received.texts == ["tried"]
 
 
+class Exiting(Received):
+    """Notes each text, and raises what is no Exception."""
+
+    def __init__(self, error: type[BaseException], *, is_async: bool) -> None:
+        super().__init__(is_async=is_async)
+        self.error = error
+
+    def _plain(self, text: str) -> None:
+        super()._plain(text)
+        raise self.error(text)
+
+
 @PLAIN_AND_COROUTINE
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_an_exit_in_a_timed_delivery_in_a_task(
     clock: Clock, error: type[BaseException], *, is_async: bool
 ) -> None:
     """Promise 5.  Hazard: it ends the loop, and with the background loop all streams on it."""
-
-    class Exiting(Received):
-        def _plain(self, text: str) -> None:
-            super()._plain(text)
-            raise error(text)
-
-    received = Exiting(is_async=is_async)
+    received = Exiting(error, is_async=is_async)
     model = silent_model("a")
 
     async def main() -> None:
@@ -919,6 +927,68 @@ def test_an_exit_in_a_timed_delivery_in_a_task(
         gate_of(model).open()
         with pytest.raises(error, match="a"):
             await anext(run)
+
+    with loop_thread() as elsewhere:  # a KeyboardInterrupt in the main thread is Ctrl-C
+        elsewhere.run(main())
+
+
+@PLAIN_AND_COROUTINE
+def test_ctrl_c_in_a_timed_delivery(clock: Clock, *, is_async: bool) -> None:
+    """Hazard: it is put aside for a model that is silent."""
+    received = Exiting(KeyboardInterrupt, is_async=is_async)
+
+    async def main() -> None:
+        handler = BatchStreamHandler(received.on_token, 99, max_delay=10)
+        async with running_in_task(silent_model("a"), handler):
+            await eventually_async(lambda: clock.due)
+            clock.ring()
+            await asyncio.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt, match="a"):
+        asyncio.run(main())
+
+
+@PLAIN_AND_COROUTINE
+def test_an_exit_in_a_timed_delivery_of_a_run_that_is_cancelled_then(
+    clock: Clock, caplog: pytest.LogCaptureFixture, *, is_async: bool
+) -> None:
+    """Hazard: nobody is left to raise it to, and it ends the loop after all."""
+    received = Exiting(SystemExit, is_async=is_async)
+
+    async def main() -> None:
+        handler = BatchStreamHandler(received.on_token, 99, max_delay=10)
+        run = asyncio.create_task(silent_model("a").ainvoke("?", with_handler(handler)))
+        await eventually_async(lambda: clock.due)
+        clock.ring()
+        await eventually_async(lambda: received.texts == ["a"])
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        await eventually_async(lambda: "SystemExit: a" in caplog.text)
+
+    asyncio.run(main())
+
+
+def test_an_error_of_a_timed_delivery_after_the_end(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hazard: it is kept for a run that is over.  Synchronous code does not wait for a loop."""
+    gate = Gate()
+
+    async def on_token(text: str) -> None:
+        await gate.wait_async()
+        raise OSError("the callback's")
+
+    handler = BatchStreamHandler(on_token, 99, max_delay=10, raise_error=True)
+
+    async def main() -> None:
+        chunks = ScriptedChatModel(tokens=["a", ""]).stream("?", with_handler(handler))
+        next(chunks)
+        clock.ring()
+        await eventually_async(lambda: gate.waiting)
+        list(chunks)
+        gate.open()
+        await eventually_async(lambda: "the callback's" in caplog.text)
 
     asyncio.run(main())
 
@@ -979,6 +1049,46 @@ def test_the_consumer_of_a_queue_has_gone_when_a_task_delivers_late(
         asyncio.run(main())
     assert model.record.produced == 2
     assert model.record.open == 0
+
+
+# -- at once -----------------------------------------------------------------------------------
+
+
+def test_batches_of_calls_that_overlap() -> None:
+    """Hazard: what comes while a delivery is waited for is one batch, however much it is."""
+    received: list[str] = []
+
+    async def on_token(text: str) -> None:
+        await asyncio.sleep(0)
+        received.append(text)
+
+    async def main() -> None:
+        handler = BatchStreamHandler(on_token, 2)
+        await asyncio.gather(*(handler(token) for token in "abcdefg"))
+        await handler.flush()
+
+    asyncio.run(main())
+    assert received == ["ab", "cd", "ef", "g"]
+
+
+def test_a_batch_that_is_taken_twice_at_once() -> None:
+    """Promise 1.  Hazard: a token in both, and another in neither.
+
+    Who does not wait for the turn may take in the middle of one who has it.
+    """
+    state = batch._Batch(None)
+    both: list[str] = []
+
+    class Interrupted(deque[str]):
+        def popleft(self) -> str:
+            token = super().popleft()
+            if token == "b":
+                both.extend(state.take())
+            return token
+
+    state.tokens = Interrupted("abcd")
+    both.extend(state.take())
+    assert sorted("".join(both)) == ["a", "b", "c", "d"]
 
 
 # -- arguments -------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ class Turns:
     """One at a time: a lock that threads and tasks wait for, each in its way.
 
     Whoever has the turn has it again at once, also where it goes on in another thread or
-    task of the same context: an ``on_token`` may call its handler.
+    task of the same context: an ``on_token`` may call its handler.  A task that was begun in an
+    earlier turn waits like all others.
     """
 
     __slots__ = ("__weakref__", "_free")
@@ -106,11 +107,12 @@ class _Turn:
         self._token = _had.set((*(turn for turn in _had.get() if not turn.is_over), self))
 
     def __exit__(self, *_: object) -> None:
-        if self._token is not None:
+        token, self._token = self._token, None  # which keeps its context
+        if token is not None:
             self.is_over = True
             self.free.sync_q.put(None)
             with contextlib.suppress(ValueError):  # dropped: it ends in another context
-                _had.reset(self._token)
+                _had.reset(token)
 
     async def __aexit__(self, *_: object) -> None:
         self.__exit__()

@@ -211,7 +211,7 @@ class StreamHandler(Listener):
     ) -> None:
         """LangChain calls this when a model run fails."""
         try:
-            with _logging(self):  # the run's own error is the one that counts
+            with _logging(self, Exception):  # the run's own error is the one that counts
                 self._finish(run_id, None)
         finally:
             self._forget(run_id, error)
@@ -267,13 +267,13 @@ class StreamHandler(Listener):
         self._stop_watching(run_id)
         loop = task.get_loop()
         if not self.may_wait:
-            with _logging(self):
+            with _logging(self, Exception, SystemExit):  # which would end the loop, here
                 self._finish(run_id, None)
         elif not loop.is_closed():
             finish_before_the_loop_ends(loop, partial(self._finish_abandoned, run_id, loop))
 
     async def _finish_abandoned(self, run_id: UUID | None, loop: object) -> None:
-        with _logging(self):
+        with _logging(self, Exception, SystemExit):
             await self._finish_in_task(run_id, loop, None)
 
     # -- from text to texts: what a handler above this one calls, too ------------------------
@@ -414,10 +414,10 @@ class StreamHandler(Listener):
 
 
 @contextlib.contextmanager
-def _logging(handler: StreamHandler) -> Iterator[None]:
+def _logging(handler: StreamHandler, *kinds: type[BaseException]) -> Iterator[None]:
     try:
         yield
-    except Exception:
+    except kinds:
         logger.exception("%s: what was left of a run that failed", type(handler).__name__)
 
 

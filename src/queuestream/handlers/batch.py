@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import os
+import threading
+from collections import deque
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -37,40 +41,44 @@ class _Batch:
         alarm: What a timer is to do, if one is set.
         turns: Orders the deliveries of the run and of its timer.
         error: What a timed delivery raised, for the run to raise.
+        is_over: Whether nothing of the run comes any more, to raise it.
     """
 
-    __slots__ = ("__weakref__", "alarm", "error", "run_id", "since", "tokens", "turns")
+    __slots__ = ("__weakref__", "alarm", "error", "is_over", "run_id", "since", "tokens", "turns")
 
     def __init__(self, run_id: UUID | None) -> None:
         self.run_id = run_id
-        self.tokens: list[str] = []
+        self.tokens: deque[str] = deque()
         self.since = 0.0
         self.alarm: _Alarm | None = None
         self.turns = Turns()
         self.error: BaseException | None = None
+        self.is_over = False
 
     def add(self, token: str) -> None:
         if not self.tokens:
             self.since = monotonic()
         self.tokens.append(token)
 
-    def take(self) -> Iterable[str]:
-        """All that waits, joined; nothing if nothing does.  In turn; more may come meanwhile."""
-        tokens = self.tokens.copy()
-        del self.tokens[: len(tokens)]
-        return ("".join(tokens),) if tokens else ()
+    def take(self, most: int | None = None) -> Iterable[str]:
+        """What waits, joined; nothing if nothing does.  More may come meanwhile, and be taken."""
+        taken: list[str] = []
+        with contextlib.suppress(IndexError):
+            for _ in range(most or len(self.tokens)):
+                taken.append(self.tokens.popleft())  # noqa: PERF401 - what was taken is kept
+        return ("".join(taken),) if taken else ()
 
     def stop_alarm(self) -> None:
         if self.alarm is not None:
             self.alarm.stop()
             self.alarm = None
 
-    def raise_late(self, *, has_kept: bool = False) -> None:
-        """Raise what a timed delivery raised; without the token, if it is kept, that meets it."""
+    def raise_late(self, token: str | None = None) -> None:
+        """Raise what a timed delivery raised; the token that meets it is kept no more."""
         error, self.error = self.error, None
         if error is not None:
-            if has_kept:
-                del self.tokens[-1:]
+            if token is not None and self.tokens and self.tokens[-1] is token:
+                self.tokens.pop()
             raise error
 
 
@@ -101,6 +109,8 @@ class BatchStreamHandler(StreamHandler):
         TypeError: If ``on_token`` is not callable, ``batch_size`` no integer or ``max_delay``
             no number.
         ValueError: If ``batch_size`` is less than 1 or ``max_delay`` negative.
+
+    **Cancellation**: a token that is cancelled while it waits for a late delivery to end is kept.
 
     **Thread safety**: as of `StreamHandler`; deliveries of one run come one after the other.
     """
@@ -159,7 +169,7 @@ class BatchStreamHandler(StreamHandler):
         if self._only_waits(state):
             return
         with state.turns.in_thread(waits=may_wait(self, run_id)):
-            state.raise_late(has_kept=True)
+            state.raise_late(token)
             for text in self._take_complete(state):
                 self._deliver(text, run_id)
             self._set_alarm(state)
@@ -175,7 +185,7 @@ class BatchStreamHandler(StreamHandler):
         if self._only_waits(state):
             return
         async with state.turns.in_task(waits=running_asyncio_loop() is loop):
-            state.raise_late(has_kept=True)
+            state.raise_late(token)
             for text in self._take_complete(state):
                 await self._deliver_in_task(text, run_id, loop)
             self._set_alarm(state)
@@ -188,7 +198,8 @@ class BatchStreamHandler(StreamHandler):
         return self.max_delay is None and len(state.tokens) < self.batch_size
 
     def _take_complete(self, state: _Batch) -> Iterable[str]:
-        return state.take() if len(state.tokens) >= self.batch_size else ()
+        while len(state.tokens) >= self.batch_size:
+            yield from state.take(self.batch_size)
 
     def _finish(self, run_id: UUID | None, response: LLMResult | None) -> None:
         state: _Batch | None = self._open_state(run_id)
@@ -198,6 +209,7 @@ class BatchStreamHandler(StreamHandler):
         with state.turns.in_thread(waits=may_wait(self, run_id)):
             state.stop_alarm()
             super()._finish(run_id, response)
+        state.is_over = True
         state.raise_late()
 
     async def _finish_in_task(
@@ -210,6 +222,7 @@ class BatchStreamHandler(StreamHandler):
         async with state.turns.in_task(waits=running_asyncio_loop() is loop):
             state.stop_alarm()
             await super()._finish_in_task(run_id, loop, response)
+        state.is_over = True
         state.raise_late()
 
     # -- with max_delay, what waits is delivered by a timer, too ---------------------------------
@@ -219,7 +232,9 @@ class BatchStreamHandler(StreamHandler):
 
         One alarm at a time: it finds out for itself whether what it was set for still waits.
         """
-        if self.max_delay is None or state.alarm is not None or not state.tokens:
+        if self.max_delay is None or not state.tokens:
+            return
+        if state.alarm is not None and not state.alarm.is_lost:
             return
         delay = max(0.0, state.since + self.max_delay - monotonic())
         context = without_turns()
@@ -276,9 +291,12 @@ class BatchStreamHandler(StreamHandler):
     def _note_late(self, state: _Batch, error: BaseException) -> None:
         """A late delivery has failed.
 
-        What is no Exception (SystemExit) is always the run's, and must not end a loop.
+        What is no Exception (SystemExit) is always the run's, and must not end a loop; but for
+        Ctrl-C, which nobody wants to wait for a silent model.
         """
-        if self.raise_error or not isinstance(error, Exception):
+        if isinstance(error, KeyboardInterrupt) and _is_main_thread():
+            raise error
+        if not state.is_over and (self.raise_error or not isinstance(error, Exception)):
             state.error = error
         else:
             logger.error("%s: a late delivery failed", type(self).__name__, exc_info=error)
@@ -290,10 +308,16 @@ class _Alarm:
     A timer cannot be taken back from any thread.  It need not be, as it keeps nothing then.
     """
 
-    __slots__ = ("_work",)
+    __slots__ = ("_pid", "_work")
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._work: Callable[[], object] | None = work
+        self._pid = os.getpid()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its timer is that of the parent of a fork."""
+        return self._pid != os.getpid()
 
     def set(self, delay: float) -> None:
         """Set the timer, on the loop that runs here."""
@@ -307,6 +331,10 @@ class _Alarm:
         work, self._work = self._work, None
         if work is not None:
             work()
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 _late: set[asyncio.Task[None]] = set()  # a loop refers to its tasks only weakly
