@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import threading
 import weakref
 from collections import deque
@@ -734,6 +735,18 @@ def test_nothing_is_kept_until_an_alarm_would_have_rung(way: Way, *, is_async: b
         contextvars.copy_context().run(run)
         eventually(is_gone)
     assert len(kept) == 2
+
+
+def test_an_alarm_of_before_a_fork(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 8.  Hazard: the child waits for a timer that is its parent's."""
+    received = Received()
+    handler = BatchStreamHandler(received.on_token, 99, max_delay=10)
+    handler("a")
+    eventually(lambda: clock.due == [110])
+    here = os.getpid()
+    monkeypatch.setattr(batch.os, "getpid", lambda: here + 1)
+    handler("b")
+    eventually(lambda: clock.due == [110, 110])
 
 
 @pytest.mark.parametrize("way", ["thread", "task"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 
@@ -121,6 +123,35 @@ def test_a_task_that_was_begun_in_a_turn_and_outlives_it() -> None:
 
     asyncio.run(main())
     assert steps == ["another", "late"]
+
+
+def test_a_task_that_was_begun_in_a_turn_keeps_nothing_of_it() -> None:
+    """Promise 9.  Hazard: it keeps the whole context of whoever had the turn."""
+    turns = Turns()
+    value: contextvars.ContextVar[object] = contextvars.ContextVar("value")
+
+    class Value:
+        """What was in that context."""
+
+    async def main() -> None:
+        is_over = asyncio.Event()
+        late: list[asyncio.Task[object]] = []
+
+        async def has_a_turn() -> weakref.ref[Value]:
+            async with turns.in_task():
+                late.append(asyncio.create_task(is_over.wait()))
+            one = Value()
+            value.set(one)
+            return weakref.ref(one)
+
+        reference = await asyncio.create_task(has_a_turn())
+        await asyncio.sleep(0)
+        gc.collect()
+        assert reference() is None
+        is_over.set()
+        await late[0]
+
+    asyncio.run(main())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
