@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from redis.exceptions import MasterDownError, ResponseError, TryAgainError
 
 from queuestream import stream
 from queuestream.errors import RelayError, RelayUnavailableError, StreamClosedError
 from queuestream.relay._entries import OPENING, STOP
-from queuestream.relay._link import Reply
+from queuestream.relay._link import Reply, is_transient
+from queuestream.relay._reader import SharedReader
 from queuestream.relay._scripts import STATE, STOP_RUN
 from tests.relay.servers import Cutter, RedisServer, free_port
 from tests.support.gates import Gate, eventually, eventually_async
@@ -59,6 +61,12 @@ class Reading(threading.Thread):
                 self.texts.append(event.text)
         except BaseException as error:
             self.outcome = error
+
+
+def info(server: RedisServer, section: str) -> Any:
+    """Return what a server counts."""
+    with redis.Redis(port=server.port, socket_timeout=9) as client:
+        return client.info(section)
 
 
 def test_the_server_is_killed_and_restarted_in_the_middle(
@@ -299,6 +307,81 @@ def test_redis_stays_away(make_relay: Callable[..., RedisRelay], tmp_path: Path)
         assert model.record.produced <= 5 + 6 + 1
         server.start()
         assert relay.status_sync("a") == "pending"
+
+
+def test_a_failover_is_waited_for(make_relay: Callable[..., RedisRelay], tmp_path: Path) -> None:
+    """Hazard: what Redis says meanwhile is taken for a refusal, and ends every stream."""
+    with RedisServer(tmp_path, "--replica-serve-stale-data", "no") as server:
+        relay = make_relay(server.url, outage=20)
+        gate = Gate(5)
+        model = ScriptedChatModel(tokens=tokens(40), gate=gate)
+        publishing, reading = Publishing(relay, model, maxsize=4), Reading(relay)
+        eventually(lambda: len(reading.texts) == 5)
+        assert server.ask("REPLICAOF", "127.0.0.1", str(free_port())) == "+OK"
+        gate.open()
+        eventually(lambda: publishing.source.statistics.blocked > 0)
+        eventually(lambda: "errorstat_MASTERDOWN" in info(server, "errorstats"))
+        assert server.ask("REPLICAOF", "NO", "ONE") == "+OK"
+        publishing.join(10)
+        reading.join(10)
+        assert (reading.outcome, reading.texts) == (None, tokens(40))
+        assert publishing.outcome.content == "".join(tokens(40))
+
+
+def test_a_cluster_that_is_down_is_waited_for(
+    make_relay: Callable[..., RedisRelay], tmp_path: Path
+) -> None:
+    """Hazard: as above, in another word."""
+    with RedisServer(tmp_path, "--cluster-enabled", "yes") as server:
+        relay = make_relay(server.url, cluster=True, outage=20)
+        answer: Any = Reply(lambda: relay.status("a"))
+        eventually(lambda: "errorstat_CLUSTERDOWN" in info(server, "errorstats"))
+        assert server.ask("CLUSTER", "ADDSLOTSRANGE", "0", "16383") == "+OK"
+        assert answer.wait() == "pending"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ResponseError("TRYAGAIN not now"),
+        TryAgainError("not now"),
+        ResponseError("MASTERDOWN not now"),
+        MasterDownError("not now"),
+    ],
+    ids=repr,
+)
+def test_a_class_says_as_much_as_a_word(error: ResponseError) -> None:
+    """Hazard: redis-py 5 leaves the word in the message, and redis-py 6 has a class instead."""
+    assert is_transient(error)
+
+
+def test_a_failover_that_goes_on_is_told_of_after_one_outage(
+    make_relay: Callable[..., RedisRelay], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hazard: it is taken for a refusal of one stream, and whose is asked for another `outage`."""
+    asked: list[object] = []
+    ask = SharedReader._read_singly
+
+    def read_singly(reader: SharedReader, cursors: Any) -> Any:
+        asked.append(cursors)
+        return ask(reader, cursors)
+
+    monkeypatch.setattr(SharedReader, "_read_singly", read_singly)
+    with RedisServer(tmp_path, "--replica-serve-stale-data", "no") as server:
+        relay = make_relay(server.url, outage=0.3)
+        reading = Reading(relay)
+        eventually(
+            lambda: [
+                reader
+                for home in relay._homes.values()
+                for reader in home._readers.values()
+                if reader._under_way
+            ]
+        )
+        assert server.ask("REPLICAOF", "127.0.0.1", str(free_port())) == "+OK"
+        reading.join(10)
+        assert isinstance(reading.outcome, RelayUnavailableError)
+        assert asked == []
 
 
 def test_nobody_is_there_at_all(make_relay: Callable[..., RedisRelay]) -> None:

@@ -27,14 +27,17 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterDownError,
     ConnectionError,  # noqa: A004 - the library's own name for it
     DataError,
+    MasterDownError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,  # noqa: A004 - the library's own name for it
+    TryAgainError,
 )
 
 from queuestream._background import is_background_loop, on_background_loop
@@ -69,7 +72,15 @@ _SOCKET_TIMEOUT = 5.0  # seconds that Redis may take to answer a command
 _MOST_COMMANDS = 512  # of one pipeline
 _MOST_BYTES = 1 << 20
 
-_TRANSIENT = (BusyLoadingError, ReadOnlyError, OutOfMemoryError)
+# What redis-py has a class for it tells without its word; from version 6 that is more than in 5.
+_TRANSIENT = (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
 _TRANSIENT_WORDS = ("CLUSTERDOWN", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN", "UNBLOCKED")
 _FINAL = (AuthenticationError, AuthorizationError)
 
@@ -367,4 +378,6 @@ def is_transient(error: ResponseError) -> bool:
 
 def is_refusal(error: RelayError) -> bool:
     """Whether it is Redis's answer to this one command, and says nothing of others."""
+    if isinstance(error, RelayUnavailableError):  # which it has told for all of `outage`
+        return False
     return isinstance(error.__cause__, ResponseError)
