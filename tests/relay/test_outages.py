@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -137,6 +138,21 @@ def test_what_cannot_be_sent_is_the_error_of_its_caller_alone(
     assert before == after == []
     assert isinstance(error, RelayError)
     assert "the script 'state' cannot be sent" in str(error)
+
+
+@pytest.mark.parametrize(
+    "options", [{"encoding": "klingon"}, {"encoding": "ascii", "encoding_errors": "klingon"}]
+)
+def test_an_encoding_that_python_does_not_know(
+    make_relay: Callable[..., RedisRelay], options: dict[str, str]
+) -> None:
+    """Hazard: the task that lets a reader in dies of it, and the reader waits for ever."""
+    relay = make_relay(**options)
+    reading: Any = Reply(partial(anext, relay.subscribe_sync("é")))
+    with pytest.raises(RelayError, match="cannot be sent: unknown"):
+        reading.wait()
+    with pytest.raises(RelayError, match="cannot be sent: unknown"):
+        relay.status_sync("é")
 
 
 def test_a_stop_before_the_beginning_holds_where_that_is_sent_twice(

@@ -29,7 +29,6 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     ConnectionError,  # noqa: A004 - the library's own name for it
-    DataError,
     MasterDownError,
     NoScriptError,
     OutOfMemoryError,
@@ -244,7 +243,7 @@ class Link:
             return answer
         try:  # here: in a pipeline it would be the error of all that is in there
             sent = [self._encode(part) for part in (len(keys), *keys, *arguments)]
-        except (UnicodeEncodeError, DataError) as cause:
+        except Exception as cause:
             error = RelayError(f"the script {script.name!r} cannot be sent: {cause}")
             error.__cause__ = cause
             answer.set_exception(error)
