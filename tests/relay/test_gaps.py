@@ -12,6 +12,7 @@ import pytest
 from queuestream import stream
 from queuestream.errors import GapError, RelayError
 from queuestream.relay._link import Reply
+from queuestream.relay._reader import SharedReader
 from tests.support.gates import Gate, eventually
 from tests.support.models import ScriptedChatModel, tokens
 
@@ -224,6 +225,49 @@ def test_a_read_that_redis_refuses_though_no_stream_is_to_blame(
         list(reading)
     with pytest.raises(RelayError, match="refused a command: WRONGTYPE"):
         writing.wait()
+
+
+def test_a_stream_that_redis_refuses_to_read_and_that_is_gone_before_each_is_asked_for(
+    make_relay: Callable[..., RedisRelay],
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hazard: nobody is to blame then, and all readers of the process fail.  Three times."""
+    relay = make_relay(client_name="gone")
+    gate = Gate(1)
+    source = stream(ScriptedChatModel(tokens=tokens(6), gate=gate), "?", run_in="background")
+    writing: Any = Reply(lambda: relay.publish("a", source))
+    good = relay.subscribe_sync("a")
+    assert next(good).text == tokens(6)[0]
+    reading: Any = Reply(partial(anext, relay.subscribe_sync("b")))
+    ((reader,),) = [home._readers.values() for home in relay._homes.values()]
+    key = relay._keys("b").entries
+    asked: list[str] = []
+    ask = SharedReader._read_singly
+
+    def read_singly(reader: SharedReader, cursors: Any) -> Any:
+        asked.append(redis_server.ask("DEL", key))
+        return ask(reader, cursors)
+
+    def is_blocked() -> bool:
+        if key not in (reader._under_way or ()):
+            return False
+        clients = redis_server.client_list()
+        return any("name=gone" in line and "flags=b" in line for line in clients)
+
+    monkeypatch.setattr(SharedReader, "_read_singly", read_singly)
+    for number in range(1, 4):
+        eventually(is_blocked)
+        assert redis_server.ask("SET", key, "x") == "+OK"
+        gate.release()  # and what is read next is refused
+        assert next(good).text == tokens(6)[number]
+        eventually(lambda number=number: len(asked) == number)  # type: ignore[misc]
+    gate.open()
+    assert [event.text for event in good] == tokens(6)[4:]
+    assert writing.wait().content == "".join(tokens(6))
+    relay.publish_sync("b", stream(ScriptedChatModel(tokens=["b"]), "?"))
+    assert reading.wait().text == "b"
+    assert asked == [":1"] * 3
 
 
 def test_an_entry_of_somebody_else(relay: RedisRelay, redis_server: RedisServer) -> None:

@@ -4,6 +4,7 @@
 has room, from the lowest cursor of those who watch it; what comes is read once and given to all.
 Who joins while it blocks ends the read through a key of the reader's own, which is in every read.
 Redis refuses a read for the sake of one stream: then each is asked for singly, to see whose.
+None's, twice in a row: then nothing can be read.
 
 What no entry would ever tell is looked at when it can be true at the earliest, never in between:
 a watch has a deadline, at first when the lease that was seen runs out.  At a deadline the state
@@ -118,6 +119,7 @@ class SharedReader:
         self._wake_key = f"{tag}:wake:{uuid.uuid4().hex}"
         self._wakes = 0
         self._is_woken = False
+        self._was_refused = False  # the last read, and no stream was to blame
         self._until = 0.0  # when the read that is under way ends by itself
         self._is_closed = False
         self._grace = 0.0  # until when a lease that is gone says nothing
@@ -231,14 +233,19 @@ class SharedReader:
         ids = [*map(str, cursors.values()), f"{self._wakes}-0"]
         self._under_way = cursors
         self._is_woken = False
+        was_refused, self._was_refused = self._was_refused, False
         command = ("XREAD", "COUNT", _COUNT, "BLOCK", wait, "STREAMS", *names, *ids)
         try:
             reply: Any = await self._link.persistently(
                 lambda: self._client.execute_command(*command), self._note_loss
             )
         except RelayError as error:
-            if not is_refusal(error) or not await self._fail_refused(cursors):
+            if not is_refusal(error):
                 raise
+            if not await self._fail_refused(cursors):
+                if was_refused:
+                    raise
+                self._was_refused = True  # once may be a stream that is gone since: read again
             return
         finally:
             self._under_way = None
