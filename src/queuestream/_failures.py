@@ -84,6 +84,9 @@ def _status_of_one(error: BaseException) -> int | None:
         return 504
     if isinstance(error, (RunCancelledError, StreamClosedError)):
         return 503
+    # asyncio's and trio's, of a run that a relay was writing; Google has an error of that name.
+    if names & {"CancelledError", "Cancelled"} and not isinstance(error, Exception):
+        return 503
     if "ContextOverflowError" in names:
         return 400
     if (told := _told_by(error)) is not None:

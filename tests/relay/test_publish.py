@@ -13,12 +13,14 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.runnables import RunnableLambda
 
 from queuestream import TokenEvent, stream
+from queuestream._failures import status_of
 from queuestream.errors import (
     ConcurrentIterationError,
     EntryTooLargeError,
     NotFinishedError,
     RelayError,
     RemoteRunError,
+    RunCancelledError,
     StreamClosedError,
     StreamTimeoutError,
 )
@@ -291,6 +293,20 @@ async def test_the_writer_itself_stops(relay: RedisRelay, how: str) -> None:
         await anext(subscription)
     assert model.record.open == 0
     assert await relay.status("a") == ("stopped" if how == "close" else "failed")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ALL_BACKENDS)
+async def test_a_cancelled_writer_has_the_status_of_a_cancelled_run(relay: RedisRelay) -> None:
+    """Hazard: its readers' clients hear that the run failed, and not to try again."""
+    subscription = relay.subscribe("a")
+    async with anyio.create_task_group() as group:
+        group.start_soon(relay.publish, "a", stream(silent_model("one"), "?"))
+        assert (await anext(subscription)).text == "one"
+        group.cancel_scope.cancel()
+    with pytest.raises(RemoteRunError) as told:
+        await anext(subscription)
+    assert told.value.status == status_of(RunCancelledError()) == 503
 
 
 def test_an_entry_that_is_too_large(make_relay: Callable[..., RedisRelay]) -> None:
