@@ -116,7 +116,17 @@ def test_a_long_message_of_an_error_is_cut() -> None:
 class RudeError(Exception):
     """Raises when it is looked at."""
 
+    status_code = 429
+
     def __str__(self) -> str:
+        raise ValueError("no")
+
+
+class SecretiveError(Exception):
+    """Raises when it is asked for a status."""
+
+    @property
+    def response(self) -> object:
         raise ValueError("no")
 
 
@@ -124,7 +134,10 @@ def test_how_a_run_failed_is_written_and_read() -> None:
     """What it does when it is looked at keeps nobody from its end."""
     read = error_of(json.loads(encode_error(TimeoutError("late"))))
     assert (str(read), read.status, read.retry_after) == ("TimeoutError: late", 504, None)
-    assert str(error_of(json.loads(encode_error(RudeError())))) == "RudeError"
+    read = error_of(json.loads(encode_error(RudeError())))
+    assert (str(read), read.status, read.retry_after) == ("RudeError", 429, None)
+    read = error_of(json.loads(encode_error(SecretiveError("late"))))
+    assert (str(read), read.status, read.retry_after) == ("SecretiveError: late", None, None)
 
 
 @pytest.mark.parametrize("more", [{}, {"status": "429", "retry_after": "7"}, {"status": 418}])

@@ -223,8 +223,10 @@ def encode_end(returned: str, finish_reason: str | None, limit: int) -> bytes:
 def encode_error(error: BaseException) -> bytes:
     """The entry that tells how a run failed; a long message is cut."""
     found: dict[str, Any] = {"k": "error", "type": type(error).__name__, "message": ""}
-    with contextlib.suppress(Exception):  # whatever an error does that is not ours
+    # Whatever an error does that is not ours; and what it does when it is printed hides no status.
+    with contextlib.suppress(Exception):
         found["message"] = str(error)[:_KEPT]
+    with contextlib.suppress(Exception):
         found["status"] = status_of(error)
         if (wait := retry_after(error)) is not None:
             found["retry_after"] = wait
