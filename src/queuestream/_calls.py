@@ -18,7 +18,7 @@ from langchain_core.callbacks import BaseCallbackManager, CallbackManager
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
-from queuestream._waits import runs_here
+from queuestream._waits import join_run
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -206,7 +206,7 @@ def make_call(
     if "sniffio" in sys.modules:
         # A context from a trio task says that trio runs wherever it is used.
         context.run(sys.modules["sniffio"].current_async_library_cvar.set, None)
-    context.run(runs_here.set, (*runs_here.get(), feed.tokens.name))
+    context.run(join_run, feed.tokens.name, feed.tokens)
     merged = _merged_config(config)
     inherited = merged.get("callbacks")
     feed.others = (

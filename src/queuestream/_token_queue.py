@@ -77,6 +77,9 @@ logger = logging.getLogger("queuestream")
 T = TypeVar("T")
 
 
+_SHORT = 0.1
+"""Seconds that a consumer may hold up its loop, and with it the run."""
+
 _GRACE = 0.25
 """Seconds that the threads of stopped runs have to end before the interpreter does."""
 
@@ -160,7 +163,6 @@ class TokenQueue(Generic[T]):
         "_get",
         "_is_ours",
         "_join",
-        "_put_into_given_so_far",
         "_sync_q",
         "_waiter",
         "_warned",
@@ -197,7 +199,6 @@ class TokenQueue(Generic[T]):
         self._async_q: janus.AsyncQueue[T]
         maxsize = checked_maxsize(maxsize)
         self.is_given: bool = queue is not None
-        self._put_into_given_so_far = 0
         if queue is None:
             self.buffer = Buffer(
                 maxsize, low=maxsize // 2, join=None if join is None else self._join_and_count
@@ -296,7 +297,6 @@ class TokenQueue(Generic[T]):
     def _note_peak(self) -> None:
         """Measure a queue that does not do it itself.  Two producers at once may hide a peak."""
         self.meter.peak = max(self.meter.peak, self._sync_q.qsize())
-        self._put_into_given_so_far += 1
 
     async def put_in_task(self, item: T, is_stale: Callable[[], bool] | None = None) -> None:
         """Put an item from a task; wait when full.
@@ -382,7 +382,6 @@ class TokenQueue(Generic[T]):
                 raise
             return
         else:
-            self._put_into_given_so_far += 1
             return
         if self.buffer is None:
             self.failure = PlacementError(
@@ -420,12 +419,12 @@ class TokenQueue(Generic[T]):
             self._enter(me)
             if not self.closed:
                 buffer = self.buffer
+                if buffer is not None and (item := buffer.get_now()) is not BLOCKED:
+                    return item
                 if limit is not None:
                     return self._sleep(partial(self._get_within, limit, is_extended=True))
                 if buffer is None:
                     return self._sleep(self._sync_q.get)
-                if (item := buffer.get_now()) is not BLOCKED:
-                    return item
                 return self._sleep(partial(buffer.wait_in_thread, self._get, None, SyncQueueEmpty))
         except Exception as error:
             if not _is_shutdown(error):
@@ -442,9 +441,10 @@ class TokenQueue(Generic[T]):
         waiting = waiting_here()
         if not waiting:
             return get()
-        before = self._number_put()
-        with contextlib.suppress(SyncQueueEmpty):
-            return self._sync_q.get(False)
+        before = -1
+        while before != (before := self._number_put()):  # with an item that has come, and gone
+            with contextlib.suppress(SyncQueueEmpty):
+                return self._sync_q.get(False)
         wait = Wait(waiting, self.name, partial(self._is_silent_since, before))
         try:
             wait.begin()
@@ -455,11 +455,13 @@ class TokenQueue(Generic[T]):
 
     def _is_silent_since(self, before: int) -> bool:
         """Whether nothing has come that ends a wait for an item, though it may not know yet."""
-        return before == self._number_put() and not (self.closed or self.ended)
+        if self.closed or self.ended or (self.buffer is None and self._sync_q.qsize()):
+            return False
+        return before == self._number_put()
 
     def _number_put(self) -> int:
-        """How many items were put; not to be relied on but to see that it changes."""
-        return self._put_into_given_so_far if self.buffer is None else self.buffer.unfinished
+        """How many items were put, as one sees who has had the lock; a given queue does not say."""
+        return 0 if self.buffer is None else self.buffer.unfinished
 
     def _get_within(self, limit: float, *, is_extended: bool) -> T:
         since = monotonic()
@@ -536,7 +538,8 @@ class TokenQueue(Generic[T]):
                 if limit is None:
                     return self._sleep(self._sync_q.get)
                 get = partial(self._get_within, limit, is_extended=is_extended)
-                return self._sleep(get) if is_extended else get()  # soon over, with a piece
+                is_short = not is_extended and limit <= _SHORT
+                return get() if is_short else self._sleep(get)
         except Exception as error:
             if not _is_shutdown(error):
                 raise

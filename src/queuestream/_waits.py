@@ -15,6 +15,7 @@ import os
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from queuestream._background import is_background_loop
 from queuestream._turns import running_asyncio_loop
@@ -24,13 +25,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from typing import TypeAlias
 
-__all__ = ["Party", "Wait", "party_of", "runs_here", "waiting_here"]
+__all__ = ["Party", "Wait", "join_run", "party_of", "waiting_here"]
 
 Party: TypeAlias = "asyncio.AbstractEventLoop | str | None"
 """A loop, or None for the one that background runs share; or a run, by its queue's name."""
 
-runs_here: ContextVar[tuple[str, ...]] = ContextVar("queuestream runs", default=())
+_runs_here: ContextVar[tuple[str, ...]] = ContextVar("queuestream runs", default=())
 """The runs that the caller is part of, by their queues' names: a queue would live on in copies."""
+
+_queues: WeakValueDictionary[str, object] = WeakValueDictionary()
+
+
+def join_run(name: str, queue: object) -> None:
+    """Make the context that of a run.
+
+    Args:
+        name: Its queue's name.
+        queue: Its queue; when that is gone, so is the run.
+    """
+    _queues[name] = queue
+    _runs_here.set((*(outer for outer in _runs_here.get() if outer in _queues), name))
 
 
 def party_of(loop: asyncio.AbstractEventLoop | None) -> Party:
@@ -41,7 +55,7 @@ def party_of(loop: asyncio.AbstractEventLoop | None) -> Party:
 def waiting_here() -> tuple[Party, ...]:
     """All that stands still while the caller waits, as far as its thread and its context tell."""
     loop = running_asyncio_loop()
-    return runs_here.get() if loop is None else (*runs_here.get(), party_of(loop))
+    return _runs_here.get() if loop is None else (*_runs_here.get(), party_of(loop))
 
 
 @dataclass(slots=True, eq=False)

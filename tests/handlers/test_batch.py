@@ -744,7 +744,7 @@ def test_an_alarm_of_before_a_fork(clock: Clock, monkeypatch: pytest.MonkeyPatch
     handler("a")
     eventually(lambda: clock.due == [110])
     here = os.getpid()
-    monkeypatch.setattr(batch.os, "getpid", lambda: here + 1)
+    monkeypatch.setattr(os, "getpid", lambda: here + 1)
     handler("b")
     eventually(lambda: clock.due == [110, 110])
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
+import itertools
 import os
 import threading
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import janus
@@ -18,6 +21,7 @@ from queuestream._token_queue import TokenQueue
 from queuestream._wakeups import ThreadWaiter
 from queuestream.errors import StreamClosedError, StreamTimeoutError
 from queuestream.handlers import BatchStreamHandler
+from queuestream.handlers._dual import heard_by
 from tests.handlers.test_held_up import (
     SHAPES,
     alone,
@@ -27,6 +31,7 @@ from tests.handlers.test_held_up import (
     with_handler,
 )
 from tests.support.backends import TRIO
+from tests.support.consumers import in_another_thread
 from tests.support.gates import Gate, eventually, eventually_async
 from tests.support.homes import Heard, loop_thread
 from tests.support.models import ScriptedChatModel, tokens
@@ -291,6 +296,81 @@ async def test_a_piece_that_is_soon_over() -> None:
     assert heard.tokens == tokens(2)
 
 
+@on_asyncio
+@pytest.mark.anyio
+async def test_a_piece_that_takes_long(caplog: pytest.LogCaptureFixture) -> None:
+    """Hazard: the run stands still until it is over."""
+    heard = Heard()
+    handler = StreamHandler(heard.on_token_async)
+    model = ScriptedChatModel(tokens=tokens(3), gate=Gate(1))
+    with stream(model, "?", with_handler(handler), run_in="thread") as answer:
+        await eventually_async(answer._tokens.has_items)
+        model.gate.open()  # type: ignore[union-attr]
+        eventually(handed_over)
+        assert list(answer.pieces(max_delay=60)) == ["".join(tokens(3))]
+        assert caplog.text.count(REFUSED) == 2
+
+
+@on_asyncio
+@pytest.mark.anyio
+async def test_an_item_that_is_taken_before_it_is_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hazard: a deadlock: a consumer that sleeps counts as one that has an item.
+
+    1. The producer adds an item.
+    2. The consumer takes it, comes back for the next, and looks how many were put.
+    3. The producer counts the item.
+    """
+    heard, gate = Heard(), Gate()
+    model = ScriptedChatModel(tokens=tokens(2), gate=gate)
+    number = TokenQueue._number_put
+    before = iter([-2])
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenQueue, "_number_put", lambda self: next(before, None) or number(self))
+        with stream(model, "?", with_handler(StreamHandler(heard.on_token_async))) as answer:
+            meanwhile(lambda: eventually(consumers), gate.open)
+            assert list(answer) == tokens(2)
+    assert caplog.text.count(REFUSED) == 2
+
+
+@on_asyncio
+@pytest.mark.anyio
+async def test_an_item_of_a_given_queue_that_is_taken_before_it_is_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hazard: as above; such a queue does not count."""
+    heard, given = Heard(), janus.Queue[Any]()
+    slept, put = itertools.count(), itertools.count()
+    sleeps = 0
+    note, sleep = TokenQueue._note_peak, TokenQueue._sleep
+
+    def sleep_and_count(self: Any, get: Callable[[], Any]) -> Any:
+        def count_and_get() -> Any:
+            nonlocal sleeps
+            sleeps = next(slept)
+            return get()
+
+        return sleep(self, count_and_get)
+
+    def note_late(self: Any) -> None:
+        number = next(put)
+        eventually(lambda: sleeps > number)
+        note(self)
+
+    monkeypatch.setattr(TokenQueue, "_note_peak", note_late)
+    monkeypatch.setattr(TokenQueue, "_sleep", sleep_and_count)
+    handler = StreamHandler(heard.on_token_async)
+    gate = Gate()
+    model = ScriptedChatModel(tokens=tokens(3), gate=gate)
+    with stream(model, "?", with_handler(handler), queue=given) as answer:
+        meanwhile(lambda: eventually(consumers), gate.open)
+        assert list(answer) == tokens(3)
+    assert caplog.text.count(REFUSED) == 3
+    given.close()
+    await given.wait_closed()
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", [pytest.param(TRIO, id="trio")])
 async def test_on_trio() -> None:
@@ -386,6 +466,60 @@ async def test_a_start_that_is_handed_over() -> None:
     ):
         list(answer)
     assert heard.tokens == []
+
+
+@on_asyncio
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", ["a run of its own", "by hand"])
+async def test_a_call_in_a_run_that_a_queue_hears(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hazard: a deadlock: the call names no run that the queue has heard of."""
+    heard = Heard()
+    handler: Any = StreamHandler(heard.on_token_async)
+    queue = QueueStreamHandler()
+
+    def node(question: str) -> str:
+        eventually(consumers)
+        if how == "by hand":
+            with pytest.raises(RuntimeError, match=REFUSED):
+                handler(question)
+        else:
+            ScriptedChatModel(tokens=["a"]).invoke(question, with_handler(handler))
+            assert caplog.text.count(REFUSED) == 1
+        return "the end"
+
+    run = in_another_thread(lambda: RunnableLambda(node).invoke("?", with_handler(queue)))
+    assert list(queue) == []
+    run.join(5)
+    assert heard.tokens == []
+
+
+@on_asyncio
+@pytest.mark.anyio
+async def test_a_start_that_is_handed_over_before_the_queue_has_heard_it() -> None:
+    """Hazard: a deadlock: of the queue, only the outer run is known."""
+
+    class Starts(StreamHandler):
+        async def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+            raise AssertionError("it was handed over")
+
+    def first(question: str) -> str:
+        eventually(consumers)
+        return question
+
+    queue = QueueStreamHandler()
+    handler = Starts(lambda _: None, raise_error=True)
+    chain = RunnableLambda(first) | ScriptedChatModel(tokens=["a"])
+    run = in_another_thread(lambda: _suppressed(chain, [handler, queue]))
+    with pytest.raises(RuntimeError, match=REFUSED):
+        list(queue)
+    run.join(5)
+
+
+def _suppressed(chain: Any, callbacks: list[Any]) -> None:
+    with pytest.raises(RuntimeError, match=REFUSED):
+        chain.invoke("?", {"callbacks": callbacks})
 
 
 @on_asyncio
@@ -637,3 +771,32 @@ def test_a_fork() -> None:
         assert wait in _waits._waits
     finally:
         wait.end()
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+
+
+def test_runs_of_one_id() -> None:
+    """Promise 9.  Hazard: the queues of all of them are kept, as long as somebody keeps the id."""
+    run_id = uuid.uuid4()
+    queue = QueueStreamHandler()
+    for _ in range(3):
+        config: Any = {"callbacks": [queue], "run_id": run_id}
+        ScriptedChatModel(tokens=["a"]).invoke("?", config)
+    assert len(heard_by[run_id]) == 1
+
+
+def test_runs_that_begin_the_next() -> None:
+    """Promise 9.  Hazard: each keeps the names of all before it."""
+
+    class Queue:
+        """What a run has."""
+
+    queues = [Queue() for _ in range(3)]
+    context = contextvars.copy_context()
+    context.run(_waits.join_run, "first", queues[0])
+    context.run(_waits.join_run, "second", queues[1])
+    assert context.run(_waits.waiting_here) == ("first", "second")
+    del queues[0]
+    context.run(_waits.join_run, "third", queues[1])
+    assert context.run(_waits.waiting_here) == ("second", "third")

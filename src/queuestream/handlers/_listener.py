@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables.config import var_child_runnable_config
 
 from queuestream._turns import running_asyncio_loop
 from queuestream._waits import Wait, party_of, waiting_here
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
     from uuid import UUID
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "run_in_context"]
 
 _EVENTS = (
     "on_chat_model_start",
@@ -81,6 +82,15 @@ def _start_of(kind: str) -> Any:
         await self._start_in_task(kind, About(run_id, parent_run_id, serialized, details), loop)
 
     return dual(on_start, on_start_in_task)
+
+
+def run_in_context() -> UUID | None:
+    """The run that calls, by LangChain's context variable.
+
+    Fallbacks report their own parent as that of the models they call: none, if outermost.
+    """
+    callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
+    return getattr(callbacks, "parent_run_id", None)
 
 
 class Listener(BaseCallbackHandler):
@@ -170,7 +180,11 @@ class Listener(BaseCallbackHandler):
         home = self._home if self._is_home_running() else None
         waiting = {*waiting_here()}
         if run_id is not None:
-            waiting.update(map(party_of, held_up.get(run_id, ())), heard_by.get(run_id, ()))
+            waiting.update(map(party_of, held_up.get(run_id, ())))
+        if run_id is None or run_id not in heard_by:  # called by hand, or before it was heard of
+            run_id = run_in_context()
+        if run_id is not None:
+            waiting.update(heard_by.get(run_id, ()))
         outcome: Outcome[Any] = Outcome()
         if not waiting:
             _finish(coroutine, home, outcome)

@@ -13,7 +13,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks.manager import ahandle_event, handle_event
-from langchain_core.runnables.config import var_child_runnable_config
 
 from queuestream._attempts import Attempts
 from queuestream._messages import finish_reason_of, first_generation
@@ -21,6 +20,7 @@ from queuestream._meter import Meter
 from queuestream._turns import TURN, end_turn, running_asyncio_loop
 from queuestream.events import About, ModelRun, Selection
 from queuestream.handlers._dual import dual, heard_by, held_up
+from queuestream.handlers._listener import run_in_context
 from queuestream.handlers.base import StreamHandler
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from queuestream._token_queue import TokenQueue
 
-__all__ = ["FeedHandler", "run_in_context"]
+__all__ = ["FeedHandler"]
 
 _IGNORES = {
     "llm": "ignore_llm",
@@ -41,15 +41,6 @@ _IGNORES = {
     "retriever": "ignore_retriever",
 }
 """The attribute by which a handler declines the events of each kind of run."""
-
-
-def run_in_context() -> UUID | None:
-    """The run that calls, by LangChain's context variable.
-
-    Fallbacks report their own parent as that of the models they call: none, if outermost.
-    """
-    callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
-    return getattr(callbacks, "parent_run_id", None)
 
 
 def _plain_text(chunk: Any) -> str:
@@ -160,7 +151,7 @@ class FeedHandler(StreamHandler):
 
     def _note_heard(self, run_id: UUID | None) -> None:
         """Let who waits for its consumer's loop in this run know of the queue."""
-        if run_id is not None:
+        if run_id is not None and self.tokens.name not in heard_by.get(run_id, ()):
             heard_by[run_id] = (*heard_by.get(run_id, ()), self.tokens.name)
 
     def _admit(self, kind: str, run_id: UUID, parent_run_id: UUID | None) -> bool:

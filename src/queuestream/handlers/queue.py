@@ -25,7 +25,8 @@ from queuestream._token_queue import DEFAULT_MAXSIZE, Ended, TokenQueue, consume
 from queuestream._turns import running_asyncio_loop
 from queuestream.errors import RunCancelledError
 from queuestream.events import Selection, value_of
-from queuestream.handlers.feed import FeedHandler, run_in_context
+from queuestream.handlers._listener import run_in_context
+from queuestream.handlers.feed import FeedHandler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Sequence
