@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from asyncio import events
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,10 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         finally:
             events._set_running_loop(None)
             self.close()
+            for task in self.tasks:  # one that has not begun would complain, in a later test
+                coroutine: Any = task.get_coro()
+                if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                    coroutine.close()
             if not is_done:
                 self.on_end()
 

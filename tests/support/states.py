@@ -406,7 +406,5 @@ def exhaust(case: Callable[[Schedule], Callable[[], object]]) -> int:
 def visits_states(test: F) -> F:
     """Mark a test that calls `exhaust`."""
     reason = "to look at the variables of a function that runs changes it, before Python 3.13"
-    # A schedule that was given up leaves tasks that have not begun.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")(test)
     pytest.mark.skipif(sys.version_info < (3, 13), reason=reason)(test)
     return test

@@ -308,7 +308,6 @@ PLANTED = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("planted, pair", PLANTED, ids=str)
 def test_a_planted_bug_is_found(planted: type[Buffer[Any]], pair: tuple[str, str]) -> None:
     """The canary: an explorer that finds nothing may look at nothing."""
