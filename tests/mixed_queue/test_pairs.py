@@ -304,12 +304,9 @@ FEW_STATES = [
 """Pairs with no more than 6,000 states."""
 MORE_STATES = [
     ("put", "put gives up"),
-    ("put", "aput cancelled"),
-    ("put", "aput's loop closed"),
-    ("put gives up", "get"),
     ("aput", "aget cancelled"),
 ]
-"""Some with no more than 20,000."""
+"""Some with no more than 15,000."""
 
 
 @visits_states
