@@ -89,6 +89,24 @@ class Overtaken:
         self.outcomes.append(token)
 
 
+def all_is_refused(
+    answer: Any, count: int, caplog: pytest.LogCaptureFixture, *, raise_error: bool
+) -> None:
+    """Iterate to the end: what each of so many tokens wants of the loop is refused."""
+    if raise_error:
+        with pytest.raises(RuntimeError, match=REFUSED):
+            list(answer)
+    else:
+        assert len(list(answer)) == count
+        assert caplog.text.count(REFUSED) == count
+
+
+async def some_turns() -> None:
+    """Let the loop do all that it was called for before: that takes three turns."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 # -- the orders ------------------------------------------------------------------------------------
 
 
@@ -105,13 +123,8 @@ async def test_the_consumer_comes_first(
     target = shape(ScriptedChatModel(tokens=tokens(2), gate=gate))
     with stream(target, "?", with_handler(handler)) as answer:
         meanwhile(lambda: eventually(consumers), gate.open)
-        if raise_error:
-            with pytest.raises(RuntimeError, match=REFUSED):
-                list(answer)
-        else:
-            assert len(list(answer)) == 2 * count_of(shape)
-            assert caplog.text.count(REFUSED) == 2 * count_of(shape)
-    await asyncio.sleep(0)
+        all_is_refused(answer, 2 * count_of(shape), caplog, raise_error=raise_error)
+    await some_turns()
     assert heard.tokens == []
 
 
@@ -128,13 +141,8 @@ async def test_the_coroutine_comes_first(
     target = shape(ScriptedChatModel(tokens=tokens(2)))
     with stream(target, "?", with_handler(handler)) as answer:
         eventually(lambda: handed_over() == count_of(shape))  # and the loop stands still
-        if raise_error:
-            with pytest.raises(RuntimeError, match=REFUSED):
-                list(answer)
-        else:
-            assert len(list(answer)) == 2 * count_of(shape)
-            assert caplog.text.count(REFUSED) == 2 * count_of(shape)
-    await asyncio.sleep(0.01)
+        all_is_refused(answer, 2 * count_of(shape), caplog, raise_error=raise_error)
+    await some_turns()
     assert heard.tokens == []
 
 
@@ -147,14 +155,9 @@ async def test_the_coroutine_has_begun(raise_error: bool, caplog: pytest.LogCapt
     handler = StreamHandler(overtaken.on_token, raise_error=raise_error)
     with stream(ScriptedChatModel(tokens=tokens(2)), "?", with_handler(handler)) as answer:
         await overtaken.begun.wait()
-        if raise_error:
-            with pytest.raises(RuntimeError, match=REFUSED):
-                list(answer)
-        else:
-            assert list(answer) == tokens(2)
-            assert caplog.text.count(REFUSED) == 2
+        all_is_refused(answer, 2, caplog, raise_error=raise_error)
     assert overtaken.outcomes == []
-    await asyncio.sleep(0.01)
+    await some_turns()
     assert overtaken.outcomes == ["cancelled"]
 
 
@@ -170,7 +173,7 @@ def test_the_coroutine_is_about_to_begin() -> None:
             await asyncio.sleep(0)
             with pytest.raises(RuntimeError, match=REFUSED):
                 list(answer)
-        await asyncio.sleep(0.01)
+        await some_turns()
 
     asyncio.run(main())
     assert heard.tokens == []
