@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -982,24 +982,28 @@ def test_an_exit_in_a_timed_delivery_of_a_run_that_is_cancelled_then(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("last", ["", "b"], ids=["it has ended", "it has failed"])
 def test_an_error_of_a_timed_delivery_after_the_end(
-    clock: Clock, caplog: pytest.LogCaptureFixture
+    last: str, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Hazard: it is kept for a run that is over.  Synchronous code does not wait for a loop."""
     gate = Gate()
 
     async def on_token(text: str) -> None:
+        if text == last:
+            raise ValueError("of the end")
         await gate.wait_async()
         raise OSError("the callback's")
 
     handler = BatchStreamHandler(on_token, 99, max_delay=10, raise_error=True)
 
     async def main() -> None:
-        chunks = ScriptedChatModel(tokens=["a", ""]).stream("?", with_handler(handler))
+        chunks = ScriptedChatModel(tokens=["a", last]).stream("?", with_handler(handler))
         next(chunks)
         clock.ring()
         await eventually_async(lambda: gate.waiting)
-        list(chunks)
+        with pytest.raises(ValueError, match="of the end") if last else nullcontext():
+            list(chunks)
         gate.open()
         await eventually_async(lambda: "the callback's" in caplog.text)
 

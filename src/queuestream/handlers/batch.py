@@ -41,7 +41,7 @@ class _Batch:
         alarm: What a timer is to do, if one is set.
         turns: Orders the deliveries of the run and of its timer.
         error: What a timed delivery raised, for the run to raise.
-        is_over: Whether nothing of the run comes any more, to raise it.
+        is_over: Whether nothing of the run comes any more, and so nothing will raise it.
     """
 
     __slots__ = ("__weakref__", "alarm", "error", "is_over", "run_id", "since", "tokens", "turns")
@@ -208,8 +208,8 @@ class BatchStreamHandler(StreamHandler):
             return
         with state.turns.in_thread(waits=may_wait(self, run_id)):
             state.stop_alarm()
+            state.is_over = True
             super()._finish(run_id, response)
-        state.is_over = True
         state.raise_late()
 
     async def _finish_in_task(
@@ -221,8 +221,8 @@ class BatchStreamHandler(StreamHandler):
             return
         async with state.turns.in_task(waits=running_asyncio_loop() is loop):
             state.stop_alarm()
+            state.is_over = True
             await super()._finish_in_task(run_id, loop, response)
-        state.is_over = True
         state.raise_late()
 
     # -- with max_delay, what waits is delivered by a timer, too ---------------------------------
