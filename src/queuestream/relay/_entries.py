@@ -245,7 +245,7 @@ def kind_of(data: bytes) -> str:
 
 
 def error_of(final: Mapping[str, Any]) -> RemoteRunError:
-    """How a run failed, of its final entry; older versions have written no status."""
+    """How a run failed, of its final entry; one that was not written here may tell no status."""
     status, wait = final.get("status"), final.get("retry_after")
     return RemoteRunError(
         str(final.get("type")),

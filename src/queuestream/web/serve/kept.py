@@ -377,12 +377,6 @@ class KeptAnswers:
             return Refused(503, "The server that made this answer has gone.", code="interrupted")
         if isinstance(error, RelayUnavailableError):
             return Refused(503, "The answers are out of reach.", code="relay_unavailable")
-        if (
-            isinstance(error, RemoteRunError)
-            and error.status is None  # of an older version, which has told its type alone
-            and error.type_name == "StreamTimeoutError"
-        ):
-            error = TimeoutError()
         error = error or RuntimeError()
         wait = retry_after(error)
         headers = None if wait is None else {"Retry-After": str(wait)}
