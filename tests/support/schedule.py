@@ -14,6 +14,7 @@ import asyncio
 import gc
 import itertools
 import random
+import sys
 import threading
 from collections import deque
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ __all__ = [
     "ScheduledList",
     "ScheduledLocal",
     "ScheduledLock",
+    "ScheduledRequests",
+    "Step",
     "collections_between_runs",
     "explore",
     "explored",
@@ -48,6 +51,8 @@ explored = [0]
 """How many schedules this process has run, for the summary of the tests."""
 
 Boundary = Literal["wanted", "held", "releasing", "free"]
+Step = Literal["request", "try"]
+"""What the holder of a lock may meet: a request, and a try for the lock, which fails."""
 
 
 class HookedLock:
@@ -109,10 +114,16 @@ class _AbandonedError(BaseException):
     """Ends the threads of a schedule in which nobody can go on."""
 
 
+def _tell_of_others(failed: sys.UnraisableHookArgs) -> None:
+    if failed.exc_type is not _AbandonedError:  # in a finalizer that passed a point
+        sys.__unraisablehook__(failed)
+
+
 @dataclass(eq=False)
 class _Actor:
     """A thread of a schedule: a greenlet, so that to change between two costs next to nothing."""
 
+    number: int
     name: str
     body: Callable[[], object]
     stack: greenlet
@@ -120,6 +131,7 @@ class _Actor:
     is_alone: Callable[[], bool] | None = lambda: True  # what it does before its first point
     is_last: bool = False
     is_idle: bool = False
+    step: Step | None = None
 
 
 @dataclass
@@ -138,11 +150,19 @@ class Schedule:
     Args:
         prefix: The choices to repeat.
         seed: Of the choices after them; without, each thread runs as far as it can.
+        trace: Instead of all that: the threads to repeat, by their numbers.
+
+    Attributes:
+        trace: The number of whoever went on at each point.
 
     """
 
-    def __init__(self, prefix: Sequence[int] = (), seed: int | None = None) -> None:
+    def __init__(
+        self, prefix: Sequence[int] = (), seed: int | None = None, trace: Sequence[int] = ()
+    ) -> None:
         self._prefix = prefix
+        self._repeated = trace
+        self.trace: list[int] = []
         self._random = None if seed is None else random.Random(seed)
         self._actors: list[_Actor] = []
         self._current: _Actor | None = None
@@ -156,16 +176,23 @@ class Schedule:
         """Whether it was ended because what would come is known."""
         self.is_over = False
         """Whether the case is through with what it is for, and only comes to its end."""
+        self.is_decided: Callable[[], bool] = lambda: False
+        """Asked where nobody sleeps: whether nobody will again, so that no order matters."""
 
     def lock(
         self,
         *,
         locked: bool = False,
-        matters: Callable[[Boundary], bool] = lambda _: True,
         is_certain: bool = False,
+        requests: list[Any] | None = None,
     ) -> ScheduledLock:
         """Return a lock whose boundaries are points of this schedule."""
-        return ScheduledLock(self, locked=locked, matters=matters, is_certain=is_certain)
+        return ScheduledLock(self, locked=locked, is_certain=is_certain, requests=requests)
+
+    @property
+    def step(self) -> Step | None:
+        """What the thread that runs was said to do next, at its last point."""
+        return None if self._current is None else self._current.step
 
     @property
     def name(self) -> str:
@@ -175,7 +202,7 @@ class Schedule:
     def thread(self, name: str, body: Callable[[], object]) -> None:
         """Add a thread."""
         stack = greenlet(partial(self._act, body), self._test)
-        self._actors.append(_Actor(name, body, stack))
+        self._actors.append(_Actor(len(self._actors), name, body, stack))
 
     def run(self) -> None:
         """Run all threads to their end, or until none can go on."""
@@ -186,9 +213,11 @@ class Schedule:
             actor.name for actor in self._actors if not actor.stack.dead and not actor.is_idle
         ]
         self._is_past = True
+        tell, sys.unraisablehook = sys.unraisablehook, _tell_of_others
         for actor in self._actors:
             if actor.stack:  # begun, and not ended
                 actor.stack.throw(_AbandonedError)
+        sys.unraisablehook = tell
 
     @property
     def taken(self) -> list[int]:
@@ -202,6 +231,8 @@ class Schedule:
         is_alone: Callable[[], bool] | None = None,
         is_last: bool = False,
         is_idle: bool = False,
+        step: Step | None = None,
+        beside: Step | None = None,
     ) -> None:
         """Let another thread go on, if it is chosen; return when this one may.
 
@@ -211,6 +242,8 @@ class Schedule:
                 once it can.  None is never, to be on the safe side.
             is_last: Whether it goes on only when nobody else can.
             is_idle: Whether nothing is wrong if it waits here for ever.
+            step: What it does next, if a lock's holder may see it.
+            beside: If given, only those may go on instead whose next step this is.
         """
         if self._is_past:  # a finalizer, of something that the schedule has left behind
             return
@@ -219,7 +252,8 @@ class Schedule:
             return
         actor.can_go_on, actor.is_alone = can_go_on, is_alone
         actor.is_last, actor.is_idle = is_last, is_idle
-        chosen = self._chosen()
+        actor.step = step
+        chosen = self._chosen(beside)
         if chosen is not actor:
             loop = asyncio._get_running_loop()
             try:
@@ -239,28 +273,33 @@ class Schedule:
         finally:
             asyncio._set_running_loop(None)
 
-    def _chosen(self) -> _Actor | None:
+    def _chosen(self, beside: Step | None = None) -> _Actor | None:
         """Choose who goes on; None if nobody can or shall."""
-        able = self._able()
+        if len(self.trace) < len(self._repeated):
+            self._current = self._actors[self._repeated[len(self.trace)]]
+            self.trace.append(self._current.number)
+            return self._current
+        able = self._able(beside)
         if not able:
             return None
         actor = self._current
         if actor in able:  # first: to go on is choice 0, and no preemption
             able.remove(actor)
             able.insert(0, actor)
-        self._current = able[self._choose(len(able), is_free=able[0] is not actor)]
-        return self._current
+        self._current = chosen = able[self._choose(able)]
+        self.trace.append(chosen.number)
+        return chosen
 
-    def _able(self) -> list[_Actor]:
+    def _able(self, beside: Step | None) -> list[_Actor]:
         """Those who may go on."""
-        able = [
-            one
-            for one in self._actors
-            if not one.stack.dead and (one.can_go_on is None or one.can_go_on())
-        ]
+        alive = [one for one in self._actors if not one.stack.dead]
+        if beside is not None:
+            return [one for one in alive if one is self._current or one.step == beside]
+        able = [one for one in alive if one.can_go_on is None or one.can_go_on()]
         return [one for one in able if not one.is_last] or able
 
-    def _choose(self, count: int, *, is_free: bool) -> int:
+    def _choose(self, able: list[_Actor]) -> int:
+        count = len(able)
         if count == 1:
             return 0
         position = len(self.choices)
@@ -273,7 +312,7 @@ class Schedule:
         if self.choices:
             last = self.choices[-1]
             before = last.preemptions_before + (last.taken > 0 and not last.is_free)
-        self.choices.append(_Choice(taken, count, is_free, before))
+        self.choices.append(_Choice(taken, count, able[0] is not self._current, before))
         return taken
 
     def next_prefix(self, preemptions: float = inf, delays: int | None = None) -> list[int] | None:
@@ -322,9 +361,10 @@ class ScheduledLock:
     Args:
         schedule: The schedule.
         locked: Whether it is at first: a gate, for which one thread waits.
-        matters: Whether it matters to others that it is "held", or was released a moment ago and
-            is "free".
         is_certain: Whether nobody waits for it with a timeout.
+        requests: If given: what its holder is asked for without the lock.  Then only those may
+            go on between its boundaries to whom it makes a difference that it is held: who try it,
+            and who request something, so that they find it held when they try it.
     """
 
     def __init__(
@@ -332,11 +372,11 @@ class ScheduledLock:
         schedule: Schedule,
         *,
         locked: bool = False,
-        matters: Callable[[Boundary], bool] = lambda _: True,
         is_certain: bool = False,
+        requests: list[Any] | None = None,
     ) -> None:
         self._schedule = schedule
-        self._matters = matters
+        self._requests = requests
         self._is_certain = is_certain
         self._locked = locked
         self._is_gate = locked  # one thread only ever waits for it, and others release it
@@ -355,14 +395,18 @@ class ScheduledLock:
         if blocking and timeout == -1:
             self._schedule.point(lambda: not self._locked, is_alone=lambda: self._is_gate)
         else:
-            self._schedule.point()
+            # To a gate: whoever is woken goes on; else he gives up, and requests to leave the line.
+            self._schedule.point(
+                is_alone=lambda: self._is_gate and not self._locked,
+                step="request" if self._is_gate else "try",
+            )
         if self._locked:
             return False
         self._locked = True
         if not self._is_gate:
             self._holder = getcurrent()
-            if self._matters("held"):
-                self._schedule.point()  # others run while this one holds it
+            # Others run while this one holds it.
+            self._schedule.point(beside=None if self._requests is None else "try")
         return True
 
     def release(self) -> None:
@@ -370,10 +414,12 @@ class ScheduledLock:
         if self._is_gate:
             # Whoever is about to be woken is not asleep any more, perhaps.
             self._schedule.point(is_alone=lambda: self._is_certain)
+        elif self._requests is not None:
+            self._schedule.point(beside="request")
         if not self._locked:
             raise RuntimeError("release unlocked lock")
         self._locked, self._holder = False, None
-        if not self._is_gate and self._matters("free"):
+        if not self._is_gate and self._requests is None:
             self._schedule.point()
 
     def __enter__(self) -> bool:
@@ -434,6 +480,26 @@ class ScheduledList(list[T]):
     def append(self, item: T) -> None:
         """Do what `list` does."""
         self._point()
+        super().append(item)
+
+
+class ScheduledRequests(list[T]):
+    """A list to which others add at any moment, and at which the holder of a lock looks.
+
+    Args:
+        schedule: The schedule.
+        is_short: Whether it is one step with what comes before, if that is nobody else's concern.
+    """
+
+    def __init__(self, schedule: Schedule, *, is_short: bool) -> None:
+        super().__init__()
+        self._schedule = schedule
+        self._is_short = is_short
+
+    def append(self, item: T) -> None:
+        """Do what `list` does."""
+        if not self._is_short or self._schedule.step != "request":
+            self._schedule.point(step="request")
         super().append(item)
 
 
@@ -505,9 +571,12 @@ def collections_between_runs(runs_between: int = 200) -> Iterator[Callable[[], N
 
     was_enabled = gc.isenabled()
     gc.disable()
+    gc.collect()
+    gc.freeze()  # or each would look at all modules again
     try:
         yield collect
     finally:
+        gc.unfreeze()
         if was_enabled:
             gc.enable()
 
@@ -524,7 +593,7 @@ def run(case: Callable[[Schedule], Callable[[], object]], schedule: Schedule) ->
     """
     check = case(schedule)
     schedule.run()
-    again = f"the schedule repeated by Schedule({schedule.taken})"
+    again = f"the schedule repeated by Schedule(trace={schedule.trace})"
     assert not schedule.errors, f"{schedule.errors!r} in {again}"
     if schedule.is_cut:
         return

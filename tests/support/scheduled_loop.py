@@ -14,8 +14,6 @@ import inspect
 from asyncio import events
 from typing import TYPE_CHECKING, Any
 
-from queuestream._doorbell import _Answer
-
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable, Coroutine
@@ -87,9 +85,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
 
     def _is_alone(self) -> bool:
         """Whether what it does next concerns nobody else: it goes on with a task of its own."""
-        if self.may_be_cancelled or self.may_be_shut:
-            return False
-        return not isinstance(self._ready[0]._callback, _Answer)  # type: ignore[attr-defined]
+        return not (self.may_be_cancelled or self.may_be_shut)
 
     def _raise_errors(self) -> None:
         for task in self.tasks:
@@ -140,7 +136,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         """Do what asyncio's loops do."""
-        self._schedule.point()
+        self._schedule.point(is_alone=self._is_alone)
         handle = self.call_soon(callback, *args, context=context)
         if self.may_be_shut:
             self._schedule.point()  # before the caller looks whether it is

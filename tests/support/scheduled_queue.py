@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from queuestream import _buffer, _doorbell, _turns
-from queuestream._wakeups import ThreadWaiter, async_waiter
-from tests.support.schedule import ScheduledDeque, ScheduledList, ScheduledLocal
+from queuestream._wakeups import ThreadWaiter
+from tests.support.schedule import (
+    ScheduledDeque,
+    ScheduledList,
+    ScheduledLocal,
+    ScheduledRequests,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pytest
 
     from queuestream._buffer import Buffer
-    from queuestream._wakeups import Waiter
-    from tests.support.schedule import Boundary, Schedule
+    from tests.support.schedule import Schedule
 
-__all__ = ["Now", "length", "put_into_schedules", "schedule_buffer", "with_a_point"]
-
-W = TypeVar("W", bound="Waiter")
+__all__ = ["Now", "is_all_over", "length", "put_into_schedules", "schedule_buffer", "with_a_point"]
 
 
 class Now:
     """The schedule that runs now, for what is made deep in the package."""
 
     schedule: Schedule
-    may_leave: list[Waiter]
-    """Those that may leave the line before they are called."""
-
-    @classmethod
-    def begin(cls, schedule: Schedule) -> None:
-        """Another schedule runs."""
-        cls.schedule = schedule
-        cls.may_leave = []
-
-    @classmethod
-    def note(cls, waiter: W) -> W:
-        """Take note of a waiter, which is made by the thread that runs."""
-        if any(word in cls.schedule.name for word in ("gives up", "cancelled", "closed")):
-            cls.may_leave.append(waiter)
-        return waiter
+    is_short: bool
+    """Whether points are left out that make no difference, see `tests.support.states`."""
 
 
 def put_into_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +39,6 @@ def put_into_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            Now.note(self)
             gate = Now.schedule.lock(locked=True, is_certain="gives up" not in Now.schedule.name)
             self._gate = gate  # type: ignore[assignment]
 
@@ -61,27 +47,29 @@ def put_into_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def __init__(self, loop: Any) -> None:
             super().__init__(loop)
-            self._wishes = ScheduledDeque(Now.schedule)
+            if not Now.is_short:  # see test_doorbell.py
+                self._wishes = ScheduledDeque(Now.schedule)
 
-    monkeypatch.setattr(_buffer, "async_waiter", lambda: Now.note(async_waiter()))
     monkeypatch.setattr(_buffer, "ThreadWaiter", Sleeper)
     monkeypatch.setattr(_doorbell, "Doorbell", Bell)
     monkeypatch.setattr(_doorbell, "_here", ScheduledLocal(bell=lambda: None))
     monkeypatch.setattr(_turns, "_here", ScheduledLocal(turn=_turns._Turn))
 
 
-def schedule_buffer(buffer: Buffer[Any], matters: Callable[[Boundary], bool] | None = None) -> None:
-    """Make a buffer part of the schedule that runs.
-
-    Args:
-        buffer: The buffer.
-        matters: As of `ScheduledLock`.  If given, what the lock's holder does is one step.
-    """
-    schedule = Now.schedule
-    lock = schedule.lock(matters=matters or (lambda _: True))
+def schedule_buffer(buffer: Buffer[Any]) -> None:
+    """Make a buffer part of the schedule that runs."""
+    schedule, is_short = Now.schedule, Now.is_short
+    requests = buffer._requests = ScheduledRequests(schedule, is_short=is_short)
+    lock = schedule.lock(requests=requests if is_short else None)
     buffer._lock = lock  # type: ignore[assignment]
-    buffer.items = ScheduledDeque(schedule, lock if matters else None)
-    buffer._putters.waiters = ScheduledList(schedule, lock if matters else None)
+    buffer.items = ScheduledDeque(schedule, lock if is_short else None)
+    buffer._putters.waiters = ScheduledList(schedule, lock if is_short else None)
+
+
+def is_all_over(buffer: Buffer[Any]) -> bool:
+    """Whether it is shut down and nobody stands in a line: then nobody lines up any more."""
+    lines = buffer._getters, buffer._putters
+    return buffer.is_shutdown and not any(length(each.waiters) for each in lines)
 
 
 @cache
@@ -94,6 +82,11 @@ def with_a_point(buffer_class: type[Buffer[Any]]) -> type[Buffer[Any]]:
         def get_now(self) -> Any:
             Now.schedule.point()
             return super().get_now()
+
+        def _request(self, request: Any) -> None:
+            if request == self._wake_all_at_end:  # others may see the end before
+                Now.schedule.point(step="request")
+            super()._request(request)
 
     return WithAPoint
 

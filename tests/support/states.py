@@ -9,7 +9,21 @@ it down as a sequence in which an object that was met before is its number, so t
 are the same if their objects hang together in the same way, whatever their addresses are.
 
 Left out is what no future depends on: the time (a timed wait may run out at any moment), the age
-of waiters but for their order, and how many operations a thread has left of its turn.
+of waiters but for their order, how many operations a thread has left of its turn, and the count
+for those who join a queue, where nobody does.
+
+Fewer schedules are run than there are, and no state is missed by it:
+
+- Threads that do the same are not told apart.  All orders of those that stand at the same place
+  are drawn, and the least number is that of the state.
+- A step that concerns nobody else is taken at once, see ``is_alone``.
+- What the holder of a lock does is one step.  Others wait for the lock, or could as well have
+  taken their step before; but for those who try the lock, which fails while it is held, and those
+  who request something of its holder.  They may go on before and after what he does.  Between
+  the release and the holder's look for requests is no point: what is requested there could as
+  well have been before the release.  And if others have done it before he looks, he might as well
+  have looked before that: he tries the lock then for nothing, and is where he is if he does not.
+- Once nobody sleeps and nobody will again, one schedule is run to the end, see ``is_decided``.
 """
 
 from __future__ import annotations
@@ -39,11 +53,25 @@ from tests.support.schedule import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["Picture", "exhaust", "visits_states"]
+    from tests.support.schedule import Step
+
+__all__ = ["Hidden", "Outcomes", "Picture", "exhaust", "visits_states"]
 
 F = TypeVar("F", bound="Callable[..., object]")
+T = TypeVar("T")
+
+
+class Hidden(list[T]):
+    """A list that no future depends on."""
+
+
+class Outcomes(tuple[T, ...]):
+    """Things of which it does not matter which is which, but only what became of them."""
+
+    __slots__ = ()
+
 
 _ATOMS = frozenset({type(None), bool, int, str, bytes})
 
@@ -74,7 +102,9 @@ def _live(code: types.CodeType) -> dict[int, frozenset[str]]:
             writes[number].add(argument)
         elif "FAST_LOAD_FAST" in name:
             reads[number].update(argument)
-        elif "_FAST" in name:  # to delete one is to read it
+        elif name == "DELETE_FAST":
+            writes[number].add(argument)
+        elif "_FAST" in name:
             reads[number].add(argument)
     for entry in dis._parse_exception_table(code):  # type: ignore[attr-defined]
         for number, each in enumerate(instructions):
@@ -160,6 +190,10 @@ def _sequence(picture: Picture, thing: Any) -> None:
     for each in thing:  # which is no point, where its length is one
         picture.add(each)
     picture.out.append("]")
+
+
+def _outcomes(picture: Picture, thing: Outcomes[Any]) -> None:
+    picture.out.append(tuple(sorted(each.outcome for each in thing)))
 
 
 def _mapping(picture: Picture, thing: dict[Any, Any]) -> None:
@@ -250,11 +284,20 @@ def _error(picture: Picture, thing: BaseException) -> None:
     picture.add(thing.args)
 
 
-def _plain(names: tuple[str, ...], has_dict: bool) -> Callable[[Picture, Any], None]:
+def _plain(kind: type) -> Callable[[Picture, Any], None]:
+    slots = [
+        (name, slot)
+        for each in kind.__mro__
+        if "__slots__" in vars(each)
+        for name, slot in vars(each).items()
+        if isinstance(slot, types.MemberDescriptorType) and name != "unfinished"
+    ]
+    has_dict = kind.__dictoffset__ != 0
+
     def way(picture: Picture, thing: Any) -> None:
-        for name in names:
+        for name, slot in slots:
             try:
-                value = object.__getattribute__(thing, name)
+                value = slot.__get__(thing)
             except AttributeError:
                 continue
             if name == "ticket":
@@ -279,6 +322,7 @@ _OPAQUE = (
     threading.local,
     enum.Enum,
     float,
+    Hidden,
     _Turn,
     MixedQueue,  # with its faces: they never change
     SyncFace,
@@ -287,6 +331,7 @@ _OPAQUE = (
 _WAYS: dict[type, Callable[[Picture, Any], None]] = {}
 _BY_BASE: list[tuple[type | tuple[type, ...], Callable[[Picture, Any], None]]] = [
     (_OPAQUE, _nothing),
+    (Outcomes, _outcomes),
     ((list, tuple, deque), _sequence),
     (dict, _mapping),
     ((set, frozenset), _set),
@@ -313,34 +358,36 @@ def _way(kind: type) -> Callable[[Picture, Any], None]:
             return way
     if kind.__module__ == "_asyncio":  # what a loop calls to go on with a task
         return _bound
-    names = []
-    for each in kind.__mro__:
-        slots = each.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if not name.startswith("__"):
-                names.append(name)
-            elif not name.endswith("__"):
-                names.append(f"_{each.__name__.lstrip('_')}{name}")
-    return _plain(tuple(names), kind.__dictoffset__ != 0)
+    return _plain(kind)
 
 
 class _Exhaustive(Schedule):
-    """A schedule that ends at a state in which another one was before."""
+    """A schedule that ends at a state in which another one was before.
 
-    def __init__(self, prefix: list[int], known: set[int]) -> None:
-        super().__init__(prefix)
+    Attributes:
+        forks: Where somebody else could have gone on, from a state that was new: how many went on
+            before, and the numbers of those who could.
+    """
+
+    def __init__(self, trace: list[int], known: set[int], *, is_short: bool) -> None:
+        super().__init__(trace=trace)
         self._known = known
+        self._is_short = is_short
+        self.forks: list[tuple[int, list[int]]] = []
 
-    def _able(self) -> list[Any]:
+    def _able(self, beside: Step | None) -> list[Any]:
         if self.is_cut:
             return []
-        able = super()._able()
+        able = super()._able(beside)
+        if self._is_short and not self.is_over and beside is None:
+            alive = sum(not (one.stack.dead or one.is_last or one.is_idle) for one in self._actors)
+            self.is_over = alive == len(able) and self.is_decided()
         if self.is_over:
             return able[:1]
-        for actor in able:
+        for actor in able if self._is_short else ():
             if actor.is_alone is not None and actor.is_alone():
                 return [actor]
-        if len(able) > 1 and len(self.choices) >= len(self._prefix):
+        if len(able) > 1:
             state = self._state()
             if state in self._known:
                 self.is_cut = True
@@ -348,23 +395,43 @@ class _Exhaustive(Schedule):
             self._known.add(state)
         return able
 
+    def _choose(self, able: list[Any]) -> int:
+        if len(able) > 1:
+            self.forks.append((len(self.trace), [actor.number for actor in able[1:]]))
+        return 0
+
     def _state(self) -> int:
+        """The state as a number, which does not tell apart threads of the same name."""
+        frames = {actor.number: self._frames(actor) for actor in self._actors}
+        places = {
+            number: [(id(each.f_code), each.f_lasti) for each in stack]
+            for number, stack in frames.items()
+        }
+        if not self._is_short:
+            return self._key(self._actors, frames)
+        alike: dict[object, list[Any]] = {}
+        for actor in sorted(self._actors, key=lambda one: (places[one.number], one.name)):
+            alike.setdefault((actor.name, *places[actor.number]), []).append(actor)
+        orders = itertools.product(*map(itertools.permutations, alike.values()))
+        return min(self._key(itertools.chain(*order), frames) for order in orders)
+
+    def _frames(self, actor: Any) -> list[types.FrameType]:
+        frame = sys._getframe() if actor is self._current else actor.stack.gr_frame
+        frames = []
+        while frame is not None and frame.f_code is not _ACT:
+            if frame.f_code not in _OWN:
+                frames.append(frame)
+            frame = frame.f_back
+        return frames[::-1]
+
+    def _key(self, actors: Iterable[Any], frames: dict[int, list[types.FrameType]]) -> int:
         picture = Picture()
-        for actor in self._actors:
+        for actor in actors:
             stack = actor.stack
-            picture.out.append(stack.dead)
-            if stack.dead:
-                continue
-            if not stack:
+            picture.out += (actor.name, stack.dead)
+            if not stack.dead and not stack:  # to begin
                 picture.add(actor.body)
-                continue
-            frame = sys._getframe() if actor is self._current else stack.gr_frame
-            frames = []
-            while frame is not None and frame.f_code is not _ACT:
-                if frame.f_code not in _OWN:
-                    frames.append(frame)
-                frame = frame.f_back
-            for frame in reversed(frames):
+            for frame in frames[actor.number]:
                 picture.add_frame(frame)
             picture.add(vars(stack).get("bell"))
         return picture.key()
@@ -375,15 +442,18 @@ _OWN = {
     Schedule.point.__code__,
     Schedule._chosen.__code__,
     _Exhaustive._able.__code__,
+    _Exhaustive._choose.__code__,
     _Exhaustive._state.__code__,
+    _Exhaustive._frames.__code__,
 }
 
 
-def exhaust(case: Callable[[Schedule], Callable[[], object]]) -> int:
+def exhaust(case: Callable[[Schedule], Callable[[], object]], *, is_short: bool = True) -> int:
     """Visit all states of a case.
 
     Args:
         case: As of `explore`.
+        is_short: Whether to leave out what comes to the same, see above.
 
     Returns:
         The number of states in which there was a choice.
@@ -392,14 +462,18 @@ def exhaust(case: Callable[[Schedule], Callable[[], object]]) -> int:
         AssertionError: As of `explore`.
     """
     known: set[int] = set()
-    prefix: list[int] | None = []
+    traces: list[list[int]] = [[]]
     with collections_between_runs(2_000) as collect:
-        while prefix is not None:
-            schedule = _Exhaustive(prefix, known)
+        while traces:
+            schedule = _Exhaustive(traces.pop(), known, is_short=is_short)
             run(case, schedule)
             collect()
             explored[0] += 1
-            prefix = schedule.next_prefix()
+            traces += (
+                [*schedule.trace[:length], other]
+                for length, others in schedule.forks
+                for other in others
+            )
     return len(known)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,13 @@ from queuestream._buffer import Buffer
 from queuestream.errors import ConcurrentIterationError, RunStopped, StreamClosedError
 from tests.support.schedule import explore, sample
 from tests.support.scheduled_loop import ScheduledLoop
-from tests.support.scheduled_queue import Now, put_into_schedules, schedule_buffer, with_a_point
+from tests.support.scheduled_queue import (
+    Now,
+    is_all_over,
+    put_into_schedules,
+    schedule_buffer,
+    with_a_point,
+)
 from tests.support.states import exhaust, visits_states
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
 
     from queuestream import TokenStream
     from queuestream._wakeups import Waiter
-    from tests.support.schedule import Boundary, Schedule
+    from tests.support.schedule import Schedule
 
 CONSUMERS = ["next", "anext", "anext cancelled", "pieces", "apieces", "apieces cancelled"]
 OTHERS = ["nothing", "close", "another next", "the run fails", "closed by the run"]
@@ -81,10 +88,11 @@ class Case:
         *,
         is_small: bool = False,
     ) -> None:
-        Now.begin(schedule)
+        Now.schedule, Now.is_short = schedule, is_small
         self.schedule = schedule
         self.consumer, self.other = pair
         self.received: list[str] = []
+        self.intruded: list[str] = []  # what another consumer had of it
         self.end: BaseException | None = None
         self.loop: ScheduledLoop | None = None
         self.other_is_over = False
@@ -104,7 +112,8 @@ class Case:
         feed: Any = answer._call.feed  # type: ignore[union-attr]
         feed._buffer = buffer
         self.feed = feed
-        schedule_buffer(buffer, self.matters if is_small else None)
+        schedule_buffer(buffer)
+        schedule.is_decided = partial(is_all_over, buffer)
         answer.__enter__()
         schedule.thread("branch", self.branch)
         pieces = self.consumer in ("pieces", "apieces", "apieces cancelled")
@@ -127,10 +136,6 @@ class Case:
             schedule.thread("heir", lambda: self.inherit(iterable))
         elif self.other == "another next":
             schedule.thread("another", lambda: after_a_point(lambda: self.intrude(answer)))
-
-    def matters(self, boundary: Boundary) -> bool:
-        """Whether another thread may see that the lock is held, or was released a moment ago."""
-        return boundary == "held" or bool(self.buffer._requests)
 
     # The run, and its branch.
 
@@ -192,7 +197,7 @@ class Case:
     def intrude(self, answer: TokenStream[str]) -> None:
         """Ask for one token, while another may be waiting."""
         try:
-            self.received.append(next(answer))
+            self.intruded.append(next(answer))
         except (ConcurrentIterationError, StopIteration):
             pass
         finally:
@@ -202,16 +207,19 @@ class Case:
                     self.loop.call_soon_threadsafe(self.other_ends.set)
 
     def check(self) -> None:
-        came = "".join(self.received)
+        received = "".join(self.received).split()
+        came = received + [token.strip() for token in self.intruded]
         for part in (TOKENS, BRANCH):
-            mine = [token for token in came.split(" ") if token and token[0] == part[0][0]]
-            assert mine == [token.strip() for token in part][: len(mine)], f"{came!r}"
+            mine = [token for token in received if token[0] == part[0][0]]
+            assert mine == sorted(mine), f"in disorder: {received}"
+            mine = sorted(token for token in came if token[0] == part[0][0])
+            assert mine == [token.strip() for token in part][: len(mine)], f"{came}"
         assert self.buffer.peak <= 1, "past maxsize"
         is_closed = self.answer._tokens.closed
         if isinstance(self.end, StreamClosedError):
             assert is_closed
         else:
-            assert len(came.split()) == 3, f"lost: {came!r}"
+            assert len(came) == 3, f"lost: {came}"
             if self.other == "the run fails":
                 assert isinstance(self.end, _RunError)
             else:
