@@ -263,8 +263,9 @@ class Case:
             assert count <= 1, f"{item} is there {count} times"
             assert count or "close" in self.pair, f"{item} is lost"
         assert self.is_small or not self.buffer.items, "an item that was put is not got"
-        assert not self.buffer._getters.waiters
-        assert not list.__len__(self.buffer._putters.waiters)
+        for line in (self.buffer._getters, self.buffer._putters):
+            assert not length(line.waiters), "somebody who has gone stands in a line"
+            assert not line._called, "somebody who has gone is kept"
 
 
 def of(
