@@ -11,6 +11,7 @@ hears of it, and gives the news to the next in line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import weakref
@@ -76,8 +77,9 @@ class Doorbell:
             return True
         except BaseException:
             # Interrupted, perhaps before the loop heard it; then nobody would ring again.
-            # A second answer finds nothing.
-            self._call(loop, answer)
+            # A second answer finds nothing.  If the loop is closed, the answer is dropped.
+            with contextlib.suppress(RuntimeError):
+                self._call(loop, answer)
             raise
         answer.lose()
         return False

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -16,6 +17,7 @@ import trio
 import trio.lowlevel
 
 from queuestream import _wakeups
+from queuestream._doorbell import Doorbell
 from queuestream._wakeups import (
     Latch,
     ThreadWaiter,
@@ -150,6 +152,28 @@ async def test_a_ring_that_is_interrupted_is_heard(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loop, "call_soon_threadsafe", call_soon_threadsafe)
     in_another_thread(put_both)
     assert await asyncio.wait_for(asyncio.gather(*waiting), WITHIN) == [1, 2]
+
+
+def test_a_ring_that_is_interrupted_while_its_loop_is_closed() -> None:
+    """Ctrl-C is told, and not that there is no loop; and that its waiter is lost, once."""
+    loop = asyncio.new_event_loop()
+    call = loop.call_soon_threadsafe
+    calls: list[object] = []
+    lost: list[object] = []
+
+    def call_soon_threadsafe(answer: Any) -> Any:
+        calls.append(None)
+        if len(calls) > 1:
+            return call(answer)
+        loop.close()
+        raise KeyboardInterrupt
+
+    loop.call_soon_threadsafe = call_soon_threadsafe  # type: ignore[method-assign, assignment]
+    wish: Any = SimpleNamespace(on_lost=lost.append)
+    with pytest.raises(KeyboardInterrupt):
+        Doorbell(loop).ring(wish)
+    assert len(calls) == 2
+    assert lost == [wish]
 
 
 @on_asyncio
