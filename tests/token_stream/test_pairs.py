@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +77,8 @@ class Case:
         schedule: The schedule.
         pair: The consumer, and what comes beside it.
         buffer_class: The buffer to test.
-        is_small: Whether so few boundaries count that all states can be visited: that a lock was
-            released does while there are requests, which alone are made without it.
+        is_short: Whether points are left out that make no difference, so that all states can be
+            visited.
     """
 
     def __init__(
@@ -86,9 +87,9 @@ class Case:
         pair: tuple[str, str],
         buffer_class: type[Buffer[Any]] = Buffer,
         *,
-        is_small: bool = False,
+        is_short: bool = False,
     ) -> None:
-        Now.schedule, Now.is_short = schedule, is_small
+        Now.schedule, Now.is_short = schedule, is_short
         self.schedule = schedule
         self.consumer, self.other = pair
         self.received: list[str] = []
@@ -102,7 +103,7 @@ class Case:
         tokens = answer._tokens
         tokens.name = "stream"  # without its number, or no state would come twice
         buffer = self.buffer = (
-            with_a_point(buffer_class) if is_small else buffer_class  # type: ignore[arg-type]
+            with_a_point(buffer_class) if is_short else buffer_class  # type: ignore[arg-type]
         )(1, low=0)
         tokens.buffer = buffer
         tokens._sync_q.buffer = buffer  # type: ignore[attr-defined]
@@ -230,12 +231,12 @@ class Case:
 
 
 def of(
-    pair: tuple[str, str], buffer_class: type[Buffer[Any]] = Buffer, *, is_small: bool = False
+    pair: tuple[str, str], buffer_class: type[Buffer[Any]] = Buffer, *, is_short: bool = False
 ) -> Any:
     """Return the case of a pair, for the explorer."""
 
     def case(schedule: Schedule) -> Callable[[], object]:
-        return Case(schedule, pair, buffer_class, is_small=is_small).check
+        return Case(schedule, pair, buffer_class, is_short=is_short).check
 
     return case
 
@@ -256,24 +257,39 @@ def test_no_wild_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> Non
     sample(of(pair), count=250, seed=1_000)
 
 
-@visits_states
-@pytest.mark.parametrize(
-    "pair",
-    [
-        *itertools.product(
-            ["next", "anext", "pieces"], ["nothing", "the run fails", "closed by the run"]
-        ),
-        ("apieces", "nothing"),
-    ],
-    ids=" and ".join,
+FEW_STATES = list(
+    itertools.product(
+        ["next", "anext", "pieces", "apieces"], ["nothing", "the run fails", "closed by the run"]
+    )
 )
+"""Pairs with no more than 10,000 states."""
+MORE_STATES = [("next", "close"), ("next", "another next")]
+"""Some with no more than 15,000."""
+
+
+@visits_states
+@pytest.mark.parametrize("pair", FEW_STATES, ids=" and ".join)
 def test_no_state_that_a_pair_can_come_to_is_wrong(pair: tuple[str, str]) -> None:
     """Hazard: what needs more changes of threads than the explorers above try.
 
     All schedules over the boundaries of the lock, sleep, wake-ups, and what is done without the
     lock.
     """
-    count = exhaust(of(pair, is_small=True))
+    count = exhaust(of(pair, is_short=True))
+    print(f"{pair}: {count} states")
+    assert count > 500, "where are the points?"
+
+
+@visits_states
+@pytest.mark.stress
+@pytest.mark.parametrize(
+    "pair",
+    PAIRS if os.environ.get("QUEUESTREAM_STATES") == "all" else MORE_STATES,
+    ids=" and ".join,
+)
+def test_no_state_of_many_that_a_pair_can_come_to_is_wrong(pair: tuple[str, str]) -> None:
+    """As above.  All pairs: ``QUEUESTREAM_STATES=all tox -e stress -- -k of_many --timeout 0``."""
+    count = exhaust(of(pair, is_short=True))
     print(f"{pair}: {count} states")
     assert count > 500, "where are the points?"
 
@@ -332,4 +348,4 @@ def test_a_planted_bug_is_found(planted: type[Buffer[Any]], pair: tuple[str, str
 def test_a_state_that_is_wrong_is_found(planted: type[Buffer[Any]], pair: tuple[str, str]) -> None:
     """The canary of the states: it must come to those in which a planted bug shows."""
     with pytest.raises(AssertionError, match="repeated by"):
-        exhaust(of(pair, planted, is_small=True))
+        exhaust(of(pair, planted, is_short=True))
