@@ -51,8 +51,10 @@ explored = [0]
 """How many schedules this process has run, for the summary of the tests."""
 
 Boundary = Literal["wanted", "held", "releasing", "free"]
-Step = Literal["request", "try"]
-"""What the holder of a lock may meet: a request, and a try for the lock, which fails."""
+Step = Literal["request", "try", "look", "end"]
+"""What the holder of a lock may meet: a request, a try for the lock, which fails, one who looks at
+or takes what lies there without the lock, and the end.
+"""
 
 
 class HookedLock:
@@ -132,6 +134,7 @@ class _Actor:
     is_last: bool = False
     is_idle: bool = False
     step: Step | None = None
+    handled: type[BaseException] | None = None
 
 
 @dataclass
@@ -168,6 +171,7 @@ class Schedule:
         self._current: _Actor | None = None
         self._test = getcurrent()
         self._is_past = False
+        self._at_end: list[Callable[[], object]] = []
         self.choices: list[_Choice] = []
         self.stuck: list[str] = []
         """The threads that wait for ever, if any do."""
@@ -217,7 +221,13 @@ class Schedule:
         for actor in self._actors:
             if actor.stack:  # begun, and not ended
                 actor.stack.throw(_AbandonedError)
+        for leave in self._at_end:
+            leave()
         sys.unraisablehook = tell
+
+    def at_end(self, leave: Callable[[], object]) -> None:
+        """Have something done after the run, however it came to its end."""
+        self._at_end.append(leave)
 
     @property
     def taken(self) -> list[int]:
@@ -232,7 +242,7 @@ class Schedule:
         is_last: bool = False,
         is_idle: bool = False,
         step: Step | None = None,
-        beside: Step | None = None,
+        beside: tuple[Step, ...] | None = None,
     ) -> None:
         """Let another thread go on, if it is chosen; return when this one may.
 
@@ -243,7 +253,7 @@ class Schedule:
             is_last: Whether it goes on only when nobody else can.
             is_idle: Whether nothing is wrong if it waits here for ever.
             step: What it does next, if a lock's holder may see it.
-            beside: If given, only those may go on instead whose next step this is.
+            beside: If given, only those may go on instead whose next step is one of these.
         """
         if self._is_past:  # a finalizer, of something that the schedule has left behind
             return
@@ -253,6 +263,8 @@ class Schedule:
         actor.can_go_on, actor.is_alone = can_go_on, is_alone
         actor.is_last, actor.is_idle = is_last, is_idle
         actor.step = step
+        # A frame that handles an exception has it where nobody can look.
+        actor.handled = sys.exc_info()[0]
         chosen = self._chosen(beside)
         if chosen is not actor:
             loop = asyncio._get_running_loop()
@@ -273,7 +285,7 @@ class Schedule:
         finally:
             asyncio._set_running_loop(None)
 
-    def _chosen(self, beside: Step | None = None) -> _Actor | None:
+    def _chosen(self, beside: tuple[Step, ...] | None = None) -> _Actor | None:
         """Choose who goes on; None if nobody can or shall."""
         if len(self.trace) < len(self._repeated):
             self._current = self._actors[self._repeated[len(self.trace)]]
@@ -290,11 +302,11 @@ class Schedule:
         self.trace.append(chosen.number)
         return chosen
 
-    def _able(self, beside: Step | None) -> list[_Actor]:
+    def _able(self, beside: tuple[Step, ...] | None) -> list[_Actor]:
         """Those who may go on."""
         alive = [one for one in self._actors if not one.stack.dead]
         if beside is not None:
-            return [one for one in alive if one is self._current or one.step == beside]
+            return [one for one in alive if one is self._current or one.step in beside]
         able = [one for one in alive if one.can_go_on is None or one.can_go_on()]
         return [one for one in able if not one.is_last] or able
 
@@ -406,7 +418,7 @@ class ScheduledLock:
         if not self._is_gate:
             self._holder = getcurrent()
             # Others run while this one holds it.
-            self._schedule.point(beside=None if self._requests is None else "try")
+            self._schedule.point(beside=None if self._requests is None else ("try",))
         return True
 
     def release(self) -> None:
@@ -415,7 +427,7 @@ class ScheduledLock:
             # Whoever is about to be woken is not asleep any more, perhaps.
             self._schedule.point(is_alone=lambda: self._is_certain)
         elif self._requests is not None:
-            self._schedule.point(beside="request")
+            self._schedule.point(beside=("request", "end"))
         if not self._locked:
             raise RuntimeError("release unlocked lock")
         self._locked, self._holder = False, None
@@ -429,12 +441,22 @@ class ScheduledLock:
         self.release()
 
 
+def _point_beside(schedule: Schedule, lock: ScheduledLock | None) -> None:
+    """Between two looks at, or changes of, what is also used without the lock."""
+    if lock is None:
+        schedule.point()
+    elif lock.is_mine():
+        schedule.point(beside=("look", "end"))
+    else:
+        schedule.point(step="look")
+
+
 class ScheduledDeque(deque[T]):
     """A deque that others may change between any two looks at it or changes of it.
 
     Args:
         schedule: The schedule.
-        lock: If given: what is done by the thread that holds it is no point.
+        lock: If given: beside the thread that holds it only those may go on who do not need it.
     """
 
     def __init__(self, schedule: Schedule, lock: ScheduledLock | None = None) -> None:
@@ -443,8 +465,7 @@ class ScheduledDeque(deque[T]):
         self._lock = lock
 
     def _point(self) -> None:
-        if self._lock is None or not self._lock.is_mine():
-            self._schedule.point()
+        _point_beside(self._schedule, self._lock)
 
     def __len__(self) -> int:
         self._point()
@@ -470,8 +491,7 @@ class ScheduledList(list[T]):
         self._lock = lock
 
     def _point(self) -> None:
-        if self._lock is None or not self._lock.is_mine():
-            self._schedule.point()
+        _point_beside(self._schedule, self._lock)
 
     def __len__(self) -> int:
         self._point()

@@ -53,6 +53,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         self.on_end: Callable[[], object] = lambda: None
         self.errors: list[BaseException] = []
         schedule.thread(name, self._live)
+        schedule.at_end(self.close)  # one that has not begun
 
     def _live(self) -> None:
         ready: Any = self._ready  # type: ignore[attr-defined]

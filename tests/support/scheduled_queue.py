@@ -80,8 +80,12 @@ def with_a_point(buffer_class: type[Buffer[Any]]) -> type[Buffer[Any]]:
         __slots__ = ()
 
         def get_now(self) -> Any:
-            Now.schedule.point()
+            Now.schedule.point(step="look")
             return super().get_now()
+
+        def shutdown(self, *, immediate: bool) -> None:
+            Now.schedule.point(step="end")
+            super().shutdown(immediate=immediate)
 
         def _request(self, request: Any) -> None:
             if request == self._wake_all_at_end:  # others may see the end before

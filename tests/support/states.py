@@ -18,8 +18,9 @@ Fewer schedules are run than there are, and no state is missed by it:
   are drawn, and the least number is that of the state.
 - A step that concerns nobody else is taken at once, see ``is_alone``.
 - What the holder of a lock does is one step.  Others wait for the lock, or could as well have
-  taken their step before; but for those who try the lock, which fails while it is held, and those
-  who request something of its holder.  They may go on before and after what he does.  Between
+  taken their step before; but for those who try the lock, which fails while it is held, those who
+  request something of its holder, and those who take an item or end the queue, for which they do
+  not need the lock.  They may go on before and after what he does, the last also between.  Between
   the release and the holder's look for requests is no point: what is requested there could as
   well have been before the release.  And if others have done it before he looks, he might as well
   have looked before that: he tries the lock then for nothing, and is where he is if he does not.
@@ -87,6 +88,7 @@ def _live(code: types.CodeType) -> dict[int, frozenset[str]]:
     reads: list[set[str]] = [set() for _ in range(count)]
     writes: list[set[str]] = [set() for _ in range(count)]
     then: list[set[int]] = [set() for _ in range(count)]
+    shared = {*code.co_cellvars, *code.co_freevars}
     for number, each in enumerate(instructions):
         name, argument = each.opname, each.argval
         if not name.startswith(("RETURN_", "RAISE_", "RERAISE", "JUMP_")) and number + 1 < count:
@@ -106,11 +108,12 @@ def _live(code: types.CodeType) -> dict[int, frozenset[str]]:
             writes[number].add(argument)
         elif "_FAST" in name:
             reads[number].add(argument)
+            if instructions[number + 1].opname == "GET_ITER":  # how far it is, a name does not say
+                shared.add(argument)
     for entry in dis._parse_exception_table(code):  # type: ignore[attr-defined]
         for number, each in enumerate(instructions):
             if entry.start <= each.offset < entry.end:
                 then[number].add(at[entry.target])
-    shared = {*code.co_cellvars, *code.co_freevars}
     before: list[set[str]] = [set() for _ in range(count)]
     after: list[set[str]] = [set() for _ in range(count)]
     changes = True
@@ -176,7 +179,7 @@ class Picture:
     def key(self) -> int:
         """The state as a number: that of another state is another, but for one in 2**64."""
         out = self.out
-        ages = sorted({out[place] for place in self._tickets})
+        ages = sorted({0, *(out[place] for place in self._tickets)})  # 0: it never stood in a line
         for place in self._tickets:
             out[place] = ("age", ages.index(out[place]))
         return hash(tuple(out))
@@ -356,8 +359,9 @@ def _way(kind: type) -> Callable[[Picture, Any], None]:
     for base, way in _BY_BASE:
         if issubclass(kind, base):
             return way
-    if kind.__module__ == "_asyncio":  # what a loop calls to go on with a task
-        return _bound
+    if kind.__module__ == "_asyncio":
+        # What a loop calls to go on with a task; or the await of a future, which its task has, too.
+        return _bound if hasattr(kind, "__self__") else _nothing
     return _plain(kind)
 
 
@@ -375,7 +379,7 @@ class _Exhaustive(Schedule):
         self._is_short = is_short
         self.forks: list[tuple[int, list[int]]] = []
 
-    def _able(self, beside: Step | None) -> list[Any]:
+    def _able(self, beside: tuple[Step, ...] | None) -> list[Any]:
         if self.is_cut:
             return []
         able = super()._able(beside)
@@ -388,7 +392,7 @@ class _Exhaustive(Schedule):
             if actor.is_alone is not None and actor.is_alone():
                 return [actor]
         if len(able) > 1:
-            state = self._state()
+            state = hash((self._state(), beside))
             if state in self._known:
                 self.is_cut = True
                 return []
@@ -434,6 +438,7 @@ class _Exhaustive(Schedule):
             for frame in frames[actor.number]:
                 picture.add_frame(frame)
             picture.add(vars(stack).get("bell"))
+            picture.out.append(actor.handled)
         return picture.key()
 
 
