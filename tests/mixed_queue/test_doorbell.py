@@ -117,7 +117,9 @@ def of(bell_class: type[Doorbell], *, is_closed: bool, rings: list[int]) -> Any:
 
 @visits_states
 @pytest.mark.parametrize("is_closed", [False, True])
-@pytest.mark.parametrize("rings", [[1, 2], [1, 1, 1]], ids=str)
+@pytest.mark.parametrize(
+    "rings", [[1, 2], pytest.param([1, 1, 1], marks=pytest.mark.stress)], ids=str
+)
 def test_no_state_that_a_bell_can_come_to_is_wrong(is_closed: bool, rings: list[int]) -> None:
     """Hazard: a ring that finds the bell rung by one whom no answer follows."""
     count = exhaust(of(Doorbell, is_closed=is_closed, rings=rings))
