@@ -11,7 +11,6 @@ hears of it, and gives the news to the next in line.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import weakref
@@ -66,29 +65,28 @@ class Doorbell:
         answer = _Answer(self)
         try:
             self._rung = True
-            try:
-                has_heard = self._call(loop, answer)
-            except RuntimeError:  # closed
-                has_heard = False
-            if has_heard:
+            if self._call(loop, answer):
                 return True
             self._wishes.remove(waiter)
         except ValueError:  # another thread took it, and calls it lost
             return True
         except BaseException:
             # Interrupted, perhaps before the loop heard it; then nobody would ring again.
-            # A second answer finds nothing.  If the loop is closed, the answer is dropped.
-            with contextlib.suppress(RuntimeError):
-                self._call(loop, answer)
+            # A second answer finds nothing.
+            if not self._call(loop, answer):
+                answer.lose()  # now, and not when the traceback lets go of it
             raise
         answer.lose()
         return False
 
     def _call(self, loop: Any, answer: _Answer) -> bool:
-        if self._is_asyncio:
-            loop.call_soon_threadsafe(answer)
-            return not loop.is_closed()  # else, closed while we called, it may keep the answer
-        loop.run_sync_soon(answer)
+        try:
+            if self._is_asyncio:
+                loop.call_soon_threadsafe(answer)
+                return not loop.is_closed()  # else, closed while we called, it may keep the answer
+            loop.run_sync_soon(answer)
+        except RuntimeError:  # closed
+            return False
         return True
 
     def answer(self) -> None:
