@@ -116,9 +116,20 @@ class _AbandonedError(BaseException):
     """Ends the threads of a schedule in which nobody can go on."""
 
 
-def _tell_of_others(failed: sys.UnraisableHookArgs) -> None:
-    if failed.exc_type is not _AbandonedError:  # in a finalizer that passed a point
-        sys.__unraisablehook__(failed)
+@contextmanager
+def _abandoning() -> Iterator[None]:
+    """Say nothing of finalizers that are abandoned at a point, and all of others that fail."""
+    tell = sys.unraisablehook
+
+    def tell_of_others(failed: sys.UnraisableHookArgs) -> None:
+        if failed.exc_type is not _AbandonedError:
+            tell(failed)
+
+    sys.unraisablehook = tell_of_others
+    try:
+        yield
+    finally:
+        sys.unraisablehook = tell
 
 
 @dataclass(eq=False)
@@ -217,13 +228,12 @@ class Schedule:
             actor.name for actor in self._actors if not actor.stack.dead and not actor.is_idle
         ]
         self._is_past = True
-        tell, sys.unraisablehook = sys.unraisablehook, _tell_of_others
-        for actor in self._actors:
-            if actor.stack:  # begun, and not ended
-                actor.stack.throw(_AbandonedError)
-        for leave in self._at_end:
-            leave()
-        sys.unraisablehook = tell
+        with _abandoning():
+            for actor in self._actors:
+                if actor.stack:  # begun, and not ended
+                    actor.stack.throw(_AbandonedError)
+            for leave in self._at_end:
+                leave()
 
     def at_end(self, leave: Callable[[], object]) -> None:
         """Have something done after the run, however it came to its end."""
