@@ -1,9 +1,9 @@
 """All states of the one way into a loop: who rings, who answers, and a loop that is closed.
 
 The pairs in `test_pairs.py` whose states are all visited take a ring to be one step.  Here is
-what lies in it: three threads ring at any moment, twice one of them, and the loop answers, or is
-closed before, in between, or while somebody calls it.  Looked for: one who is neither opened nor
-said to be lost, who waits for ever then, and one for whom both are said.
+what lies in it: threads ring at any moment, two of which one rings twice, or three, and the loop
+answers, or is closed before or in between.  Looked for: one who is neither opened nor said to be
+lost, who waits for ever then, and one for whom both are said.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ import dis
 import enum
 import functools
 import itertools
+import os
 import sys
 import threading
 import types
@@ -58,7 +59,10 @@ if TYPE_CHECKING:
 
     from tests.support.schedule import Step
 
-__all__ = ["Hidden", "Outcomes", "Picture", "exhaust", "visits_states"]
+__all__ = ["ALL_STATES", "Hidden", "Outcomes", "Picture", "exhaust", "visits_states"]
+
+ALL_STATES = os.environ.get("QUEUESTREAM_STATES") == "all"
+"""Whether to visit the states of all cases, which takes hours."""
 
 F = TypeVar("F", bound="Callable[..., object]")
 T = TypeVar("T")

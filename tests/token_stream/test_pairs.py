@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from tests.support.scheduled_queue import (
     schedule_buffer,
     with_a_point,
 )
-from tests.support.states import exhaust, visits_states
+from tests.support.states import ALL_STATES, exhaust, visits_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -280,11 +279,7 @@ def test_no_state_that_a_pair_can_come_to_is_wrong(pair: tuple[str, str]) -> Non
 
 @visits_states
 @pytest.mark.stress
-@pytest.mark.parametrize(
-    "pair",
-    PAIRS if os.environ.get("QUEUESTREAM_STATES") == "all" else MORE_STATES,
-    ids=" and ".join,
-)
+@pytest.mark.parametrize("pair", PAIRS if ALL_STATES else MORE_STATES, ids=" and ".join)
 def test_no_state_of_many_that_a_pair_can_come_to_is_wrong(pair: tuple[str, str]) -> None:
     """As above.  All pairs: ``QUEUESTREAM_STATES=all tox -e stress -- -k of_many --timeout 0``."""
     count = exhaust(of(pair, is_short=True))
