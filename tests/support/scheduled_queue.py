@@ -73,11 +73,17 @@ def is_all_over(buffer: Buffer[Any]) -> bool:
 
 
 @cache
-def with_a_point(buffer_class: type[Buffer[Any]]) -> type[Buffer[Any]]:
-    """What is read there without the lock is read after a point, and not before one."""
+def with_a_point(buffer_class: type[Buffer[Any]], *, is_joined: bool = False) -> type[Buffer[Any]]:
+    """What is read there without the lock is read after a point, and not before one.
+
+    Args:
+        buffer_class: The class to add points to.
+        is_joined: Whether somebody joins it.  Else no future depends on how many items are done.
+    """
 
     class WithAPoint(buffer_class):  # type: ignore[valid-type, misc]
         __slots__ = ()
+        hidden = () if is_joined else ("unfinished",)
 
         def get_now(self) -> Any:
             Now.schedule.point(step="look")
@@ -86,6 +92,10 @@ def with_a_point(buffer_class: type[Buffer[Any]]) -> type[Buffer[Any]]:
         def shutdown(self, *, immediate: bool) -> None:
             Now.schedule.point(step="end")
             super().shutdown(immediate=immediate)
+
+        def put_past_end(self, item: Any) -> None:
+            Now.schedule.point(step="look")
+            super().put_past_end(item)
 
         def _request(self, request: Any) -> None:
             if request == self._wake_all_at_end:  # others may see the end before

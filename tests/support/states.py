@@ -292,12 +292,13 @@ def _error(picture: Picture, thing: BaseException) -> None:
 
 
 def _plain(kind: type) -> Callable[[Picture, Any], None]:
+    hidden = getattr(kind, "hidden", ())
     slots = [
         (name, slot)
         for each in kind.__mro__
         if "__slots__" in vars(each)
         for name, slot in vars(each).items()
-        if isinstance(slot, types.MemberDescriptorType) and name != "unfinished"
+        if isinstance(slot, types.MemberDescriptorType) and name not in hidden
     ]
     has_dict = kind.__dictoffset__ != 0
 
