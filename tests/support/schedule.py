@@ -591,12 +591,12 @@ def sample(case: Callable[[Schedule], Callable[[], object]], *, count: int, seed
 
 
 @contextmanager
-def collections_between_runs(runs_between: int = 200) -> Iterator[Callable[[], None]]:
+def collections_between_runs() -> Iterator[Callable[[], None]]:
     """Keep the collector out of the schedules: a finalizer passes points where nobody chose to."""
     runs = itertools.count(1)
 
     def collect() -> None:
-        if next(runs) % runs_between == 0:
+        if next(runs) % 100 == 0:  # far less often, and the garbage is in no cache any more
             gc.collect()
 
     was_enabled = gc.isenabled()

@@ -473,7 +473,7 @@ def exhaust(case: Callable[[Schedule], Callable[[], object]], *, is_short: bool 
     """
     known: set[int] = set()
     traces: list[list[int]] = [[]]
-    with collections_between_runs(2_000) as collect:
+    with collections_between_runs() as collect:
         while traces:
             schedule = _Exhaustive(traces.pop(), known, is_short=is_short)
             run(case, schedule)
