@@ -67,9 +67,16 @@ def schedule_buffer(buffer: Buffer[Any]) -> None:
 
 
 def is_all_over(buffer: Buffer[Any]) -> bool:
-    """Whether it is shut down and nobody stands in a line: then nobody lines up any more."""
+    """Whether it is shut down and nobody stands in a line: then nobody lines up any more.
+
+    While somebody holds the lock, he may have looked for the end before it came.
+    """
     lines = buffer._getters, buffer._putters
-    return buffer.is_shutdown and not any(length(each.waiters) for each in lines)
+    return (
+        buffer.is_shutdown
+        and not buffer._lock.locked()
+        and not any(length(each.waiters) for each in lines)
+    )
 
 
 @cache
