@@ -556,8 +556,8 @@ class HoldsNothing(Buffer[Any]):
 class FreesInSilence(Buffer[Any]):
     __slots__ = ()
 
-    def _free(self, number: int, dropped: list[object]) -> list[Waiter]:
-        super()._free(number, dropped)
+    def _free(self, number: int, _: list[object]) -> list[Waiter]:
+        super()._free(number, _)
         return []
 
 

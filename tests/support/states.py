@@ -24,7 +24,8 @@ Fewer schedules are run than there are, and no state is missed by it:
   the release and the holder's look for requests is no point: what is requested there could as
   well have been before the release.  And if others have done it before he looks, he might as well
   have looked before that: he tries the lock then for nothing, and is where he is if he does not.
-- Once nobody sleeps and nobody will again, one schedule is run to the end, see ``is_decided``.
+- Once nobody sleeps and nobody will again, one schedule is run to the end, where a case says so
+  (``is_decided``): it must not matter to it then who goes on first.
 """
 
 from __future__ import annotations
