@@ -178,11 +178,20 @@ def test_a_stream_that_is_deleted_while_it_is_read(
         next(relay.subscribe_sync("a"))
 
 
+def is_waiting(server: RedisServer, reader: SharedReader, key: str, client_name: str) -> bool:
+    """Whether the server has the reader's read, of this stream too, and answers later."""
+    if key not in (reader._under_way or ()):  # first: the reads before it are over then
+        return False
+    clients = server.client_list()
+    return any(f"name={client_name}" in line and "flags=b" in line for line in clients)
+
+
 @pytest.mark.parametrize("seen_by", ["the read", "the look at its state"])
 def test_a_stream_that_redis_refuses_to_read(
-    relay: RedisRelay, redis_server: RedisServer, seen_by: str
+    make_relay: Callable[..., RedisRelay], redis_server: RedisServer, seen_by: str
 ) -> None:
     """Hazard: one read is for all, and so is its error."""
+    relay = make_relay(client_name="refused")
     gate = Gate(2)
     source = stream(ScriptedChatModel(tokens=tokens(6), gate=gate), "?", run_in="background")
     writing: Any = Reply(lambda: relay.publish("a", source))
@@ -192,7 +201,8 @@ def test_a_stream_that_redis_refuses_to_read(
     readings: list[Any] = [Reply(partial(anext, one)) for one in bad]
     ((reader,),) = [home._readers.values() for home in relay._homes.values()]
     key = relay._keys("b").entries
-    eventually(lambda: len(reader._watches.get(key, ())) == 2 and key in (reader._under_way or ()))
+    eventually(lambda: len(reader._watches.get(key, ())) == 2)
+    eventually(lambda: is_waiting(redis_server, reader, key, "refused"))
     assert redis_server.ask("SET", key, "x") == "+OK"
     if seen_by == "the read":
         gate.release()  # and what is read next is refused
@@ -249,15 +259,9 @@ def test_a_stream_that_redis_refuses_to_read_and_that_is_gone_before_each_is_ask
         asked.append(redis_server.ask("DEL", key))
         return ask(reader, cursors)
 
-    def is_blocked() -> bool:
-        if key not in (reader._under_way or ()):
-            return False
-        clients = redis_server.client_list()
-        return any("name=gone" in line and "flags=b" in line for line in clients)
-
     monkeypatch.setattr(SharedReader, "_read_singly", read_singly)
     for number in range(1, 4):
-        eventually(is_blocked)
+        eventually(lambda: is_waiting(redis_server, reader, key, "gone"))
         assert redis_server.ask("SET", key, "x") == "+OK"
         gate.release()  # and what is read next is refused
         assert next(good).text == tokens(6)[number]
