@@ -282,7 +282,7 @@ def of(
     return case
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_no_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> None:
     """A wake-up or an item is lost only if two operations interleave in one certain way.
 
@@ -298,7 +298,7 @@ def test_no_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     "pair",
     [("put", "get"), ("aput", "aget"), ("put gives up", "aget cancelled"), ("aput", "close")],
-    ids=" and ".join,
+    ids="-".join,
 )
 def test_no_schedule_without_the_interpreters_lock_loses_anything(
     pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
@@ -310,7 +310,7 @@ def test_no_schedule_without_the_interpreters_lock_loses_anything(
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_no_wild_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> None:
     """As above, with more that chance picks."""
     sample(of(pair), count=250, seed=1_000)
@@ -331,7 +331,7 @@ def states(pair: tuple[str, str]) -> int:
 
 
 @visits_states
-@pytest.mark.parametrize("pair", FEW_STATES, ids=" and ".join)
+@pytest.mark.parametrize("pair", FEW_STATES, ids="-".join)
 def test_no_state_that_a_pair_can_come_to_is_wrong(pair: tuple[str, str]) -> None:
     """Hazard: what needs more changes of threads than the explorers above try.
 
@@ -346,7 +346,7 @@ def test_no_state_that_a_pair_can_come_to_is_wrong(pair: tuple[str, str]) -> Non
 
 @visits_states
 @pytest.mark.stress
-@pytest.mark.parametrize("pair", CASES if ALL_STATES else MORE_STATES, ids=" and ".join)
+@pytest.mark.parametrize("pair", CASES if ALL_STATES else MORE_STATES, ids="-".join)
 def test_no_state_of_many_that_a_pair_can_come_to_is_wrong(pair: tuple[str, str]) -> None:
     """As above.  All pairs: ``QUEUESTREAM_STATES=all tox -e stress -- -k of_many --timeout 0``."""
     count = states(pair)
@@ -355,7 +355,7 @@ def test_no_state_of_many_that_a_pair_can_come_to_is_wrong(pair: tuple[str, str]
 
 
 @visits_states
-@pytest.mark.parametrize("pair", PAIRS if ALL_STATES else FEW_STATES, ids=" and ".join)
+@pytest.mark.parametrize("pair", PAIRS if ALL_STATES else FEW_STATES, ids="-".join)
 def test_nothing_that_is_left_out_makes_a_difference(
     pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
