@@ -25,6 +25,7 @@ from tests.support.schedule import explore, sample
 from tests.support.scheduled_loop import ScheduledLoop
 from tests.support.scheduled_queue import (
     Now,
+    is_all_over,
     put_into_schedules,
     schedule_buffer,
     with_a_point,
@@ -111,6 +112,7 @@ class Case:
         feed._buffer = buffer
         self.feed = feed
         schedule_buffer(buffer)
+        schedule.is_decided = lambda: buffer.is_closed and is_all_over(buffer)
         answer.__enter__()
         schedule.thread("branch", self.branch)
         pieces = self.consumer in ("pieces", "apieces", "apieces cancelled")
