@@ -51,9 +51,9 @@ explored = [0]
 """How many schedules this process has run, for the summary of the tests."""
 
 Boundary = Literal["wanted", "held", "releasing", "free"]
-Step = Literal["request", "try", "look", "end"]
+Step = Literal["request", "try", "look", "end", "cancel"]
 """What the holder of a lock may meet: a request, a try for the lock, which fails, one who looks at
-or takes what lies there without the lock, and the end.
+or takes what lies there without the lock, and the end.  And what a loop may: that it is to cancel.
 """
 
 
@@ -191,6 +191,8 @@ class Schedule:
         """Whether it was ended because what would come is known."""
         self.is_over = False
         """Whether the case is through with what it is for, and only comes to its end."""
+        self.is_short = False
+        """Whether what comes to the same is left out, see `tests.support.states`."""
         self.is_decided: Callable[[], bool] = lambda: False
         """Asked where nobody sleeps: whether nobody will again, so that no order matters."""
 

@@ -46,6 +46,8 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._schedule = schedule
         self._is_shut = False
+        self._is_between = False  # two handles
+        self._callers = 0  # who are about to call it, from elsewhere
         self.may_be_cancelled = False
         self.may_be_shut = False
         self._works = works
@@ -66,9 +68,11 @@ class ScheduledLoop(asyncio.BaseEventLoop):
                     is_done = True
                     self.on_end()
                     self._raise_errors()
+                self._is_between = True
                 self._schedule.point(
                     lambda: bool(ready) or self._is_shut, is_alone=self._is_alone, is_idle=is_done
                 )
+                self._is_between = False
                 if self._is_shut:
                     return
                 handle = ready.popleft()
@@ -86,7 +90,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
 
     def _is_alone(self) -> bool:
         """Whether what it does next concerns nobody else: it goes on with a task of its own."""
-        return not (self.may_be_cancelled or self.may_be_shut)
+        return not (self.may_be_shut or (self.may_be_cancelled and not self._schedule.is_short))
 
     def _raise_errors(self) -> None:
         for task in self.tasks:
@@ -98,16 +102,26 @@ class ScheduledLoop(asyncio.BaseEventLoop):
 
         By its own thread, at its next turn, as it is with real loops.
         """
-        self._schedule.point()
+        is_short = self._schedule.is_short
+        self._schedule.point(lambda: self._is_between or not is_short)
         self._is_shut = True
-        self._schedule.point()
+        if not is_short:
+            self._schedule.point()
 
     def cancel(self, number: int = 0) -> None:
         """Cancel a task, from any thread, as soon as there is one."""
-        self._schedule.point(lambda: bool(self.tasks) or self.is_closed())
+        self._schedule.point(self._can_be_cancelled, step="cancel")
+        call = self.call_soon if self._schedule.is_short else self.call_soon_threadsafe
         with contextlib.suppress(RuntimeError):  # closed
-            self.call_soon_threadsafe(self.tasks[number].cancel)
+            call(self.tasks[number].cancel)
         self.may_be_cancelled = False
+
+    def _can_be_cancelled(self) -> bool:
+        if not (self._schedule.is_short and self.tasks) or self.is_closed():
+            return self.is_closed() or bool(self.tasks)
+        # Or as well later, just before another handle is appended.  See `call_soon`, too.
+        is_asleep = self._is_between and not self._ready  # type: ignore[attr-defined]
+        return is_asleep or self._callers > 0
 
     def forget(self) -> None:
         """Drop the tasks of a loop that was shut, after the schedule."""
@@ -126,6 +140,13 @@ class ScheduledLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         """Do what asyncio's loops do."""
         self._check_closed()  # type: ignore[attr-defined]
+        if (
+            self._schedule.is_short
+            and self.may_be_cancelled
+            and self.tasks
+            and events._get_running_loop() is self
+        ):
+            self._schedule.point(beside=("cancel",))
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
@@ -137,7 +158,11 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         """Do what asyncio's loops do."""
-        self._schedule.point(is_alone=self._is_alone)
+        self._callers += 1
+        try:
+            self._schedule.point(is_alone=lambda: not (self.may_be_cancelled or self.may_be_shut))
+        finally:
+            self._callers -= 1
         handle = self.call_soon(callback, *args, context=context)
         if self.may_be_shut:
             self._schedule.point()  # before the caller looks whether it is

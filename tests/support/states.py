@@ -24,6 +24,9 @@ Fewer schedules are run than there are, and no state is missed by it:
   the release and the holder's look for requests is no point: what is requested there could as
   well have been before the release.  And if others have done it before he looks, he might as well
   have looked before that: he tries the lock then for nothing, and is where he is if he does not.
+- What somebody else does to a loop takes its place among the loop's handles, and that is all.  So
+  a task is cancelled just before another handle is appended, by the loop or from elsewhere, or
+  while the loop sleeps; and a loop is told to close between two handles, where it looks for that.
 - Once nobody sleeps and nobody will again, one schedule is run to the end, where a case says so
   (``is_decided``): it must not matter to it then who goes on first.
 """
@@ -382,19 +385,19 @@ class _Exhaustive(Schedule):
     def __init__(self, trace: list[int], known: set[int], *, is_short: bool) -> None:
         super().__init__(trace=trace)
         self._known = known
-        self._is_short = is_short
+        self.is_short = is_short
         self.forks: list[tuple[int, list[int]]] = []
 
     def _able(self, beside: tuple[Step, ...] | None) -> list[Any]:
         if self.is_cut:
             return []
         able = super()._able(beside)
-        if self._is_short and not self.is_over and beside is None:
+        if self.is_short and not self.is_over and beside is None:
             alive = sum(not (one.stack.dead or one.is_last or one.is_idle) for one in self._actors)
             self.is_over = alive == len(able) and self.is_decided()
         if self.is_over:
             return able[:1]
-        for actor in able if self._is_short else ():
+        for actor in able if self.is_short else ():
             if actor.is_alone is not None and actor.is_alone():
                 return [actor]
         if len(able) > 1:
@@ -417,7 +420,7 @@ class _Exhaustive(Schedule):
             number: [(id(each.f_code), each.f_lasti) for each in stack]
             for number, stack in frames.items()
         }
-        if not self._is_short:
+        if not self.is_short:
             return self._key(self._actors, frames)
         alike: dict[object, list[Any]] = {}
         for actor in sorted(self._actors, key=lambda one: (places[one.number], one.name)):
