@@ -51,9 +51,10 @@ explored = [0]
 """How many schedules this process has run, for the summary of the tests."""
 
 Boundary = Literal["wanted", "held", "releasing", "free"]
-Step = Literal["request", "try", "look", "end", "cancel"]
+Step = Literal["request", "try", "look", "end", "cancel", "close"]
 """What the holder of a lock may meet: a request, a try for the lock, which fails, one who looks at
-or takes what lies there without the lock, and the end.  And what a loop may: that it is to cancel.
+or takes what lies there without the lock, and the end.  And what a loop may: a cancel, and that it
+is to close.
 """
 
 

@@ -90,7 +90,9 @@ class ScheduledLoop(asyncio.BaseEventLoop):
 
     def _is_alone(self) -> bool:
         """Whether what it does next concerns nobody else: it goes on with a task of its own."""
-        return not (self.may_be_shut or (self.may_be_cancelled and not self._schedule.is_short))
+        if self._schedule.is_short:
+            return self._is_shut or not self.may_be_shut
+        return not (self.may_be_cancelled or self.may_be_shut)
 
     def _raise_errors(self) -> None:
         for task in self.tasks:
@@ -103,7 +105,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         By its own thread, at its next turn, as it is with real loops.
         """
         is_short = self._schedule.is_short
-        self._schedule.point(lambda: self._is_between or not is_short)
+        self._schedule.point(lambda: self._is_between or not is_short, step="close")
         self._is_shut = True
         if not is_short:
             self._schedule.point()

@@ -393,8 +393,7 @@ class _Exhaustive(Schedule):
             return []
         able = super()._able(beside)
         if self.is_short and not self.is_over and beside is None:
-            alive = sum(not (one.stack.dead or one.is_last or one.is_idle) for one in self._actors)
-            self.is_over = alive == len(able) and self.is_decided()
+            self.is_over = not any(map(self._sleeps, self._actors)) and self.is_decided()
         if self.is_over:
             return able[:1]
         for actor in able if self.is_short else ():
@@ -407,6 +406,11 @@ class _Exhaustive(Schedule):
                 return []
             self._known.add(state)
         return able
+
+    def _sleeps(self, actor: Any) -> bool:
+        if actor.stack.dead or actor.is_last or actor.is_idle or actor.step in ("cancel", "close"):
+            return False
+        return actor.can_go_on is not None and not actor.can_go_on()
 
     def _choose(self, able: list[Any]) -> int:
         if len(able) > 1:
