@@ -321,7 +321,7 @@ CASES = [pair for pair in PAIRS if "get" not in pair]
 FEW_STATES = list(itertools.combinations_with_replacement(["put", "aput", "aget"], 2))
 """Some with no more than 6,000 states."""
 MORE_STATES = [("put", "aget cancelled")]
-"""One with 18,000."""
+"""One with 10,000."""
 
 
 def states(pair: tuple[str, str]) -> int:
