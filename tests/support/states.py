@@ -26,7 +26,8 @@ Fewer schedules are run than there are, and no state is missed by it:
   have looked before that: he tries the lock then for nothing, and is where he is if he does not.
 - What somebody else does to a loop takes its place among the loop's handles, and that is all.  So
   a task is cancelled just before another handle is appended, by the loop or from elsewhere, or
-  while the loop sleeps; and a loop is told to close between two handles, where it looks for that.
+  while the loop sleeps; and a loop is told to close between two handles, where it looks for that,
+  and closes at once: nobody else can see that it was told.
 - Once nobody sleeps and nobody will again, one schedule is run to the end, where a case says so
   (``is_decided``): it must not matter to it then who goes on first.
 """
@@ -408,6 +409,7 @@ class _Exhaustive(Schedule):
         return able
 
     def _sleeps(self, actor: Any) -> bool:
+        """Whether it waits for others; who cancels or closes waits for its place only."""
         if actor.stack.dead or actor.is_last or actor.is_idle or actor.step in ("cancel", "close"):
             return False
         return actor.can_go_on is not None and not actor.can_go_on()
