@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -18,7 +17,7 @@ from queuestream import _buffer
 from tests.support.backends import ALL_BACKENDS, ASYNCIO, EAGER, TRIO, UVLOOP
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from typing_extensions import Self
 
@@ -148,35 +147,3 @@ async def lined_up(line: _Line, count: int = 1) -> None:
             return
         await anyio.lowlevel.checkpoint()
     raise AssertionError(f"{len(line)} of {count} lined up")
-
-
-@contextmanager
-def signals_when(
-    ready: Callable[[], object], handle: Callable[[int, object], object]
-) -> Iterator[None]:
-    """Send the main thread a signal from another one, when it is ready, until it heard it.
-
-    More than once, because a signal that comes just before the main thread goes to sleep in
-    a lock does not wake it: CPython looks before it sleeps, and the two are no one step.
-    """
-    heard = threading.Event()
-
-    def hear(number: int, frame: object) -> None:
-        heard.set()
-        handle(number, frame)
-
-    def send() -> None:
-        ready()
-        while not heard.is_set():
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-            heard.wait(0.05)
-
-    old = signal.signal(signal.SIGUSR1, hear)
-    sender = threading.Thread(target=send)
-    sender.start()
-    try:
-        yield
-    finally:
-        heard.set()
-        sender.join(WITHIN)
-        signal.signal(signal.SIGUSR1, old)

@@ -15,10 +15,11 @@ import pytest
 from queuestream._buffer import Buffer
 from queuestream._wakeups import ThreadWaiter
 from queuestream.mixed_queue import MixedQueue
-from tests.mixed_queue.places import WITHIN, Lines, Place, lined_up, signals_when
+from tests.mixed_queue.places import WITHIN, Lines, Place, lined_up
 from tests.support.backends import ASYNCIO_BACKENDS
 from tests.support.gates import eventually_async
 from tests.support.schedule import HookedLock
+from tests.support.signals import signals_when
 
 if TYPE_CHECKING:
     from collections.abc import Callable

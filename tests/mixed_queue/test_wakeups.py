@@ -25,8 +25,9 @@ from queuestream._wakeups import (
     current_loop,
 )
 from queuestream.mixed_queue import MixedQueue
-from tests.mixed_queue.places import WITHIN, Lines, Place, lined_up, signals_when
+from tests.mixed_queue.places import WITHIN, Lines, Place, lined_up
 from tests.support.backends import ALL_BACKENDS, ASYNCIO_BACKENDS
+from tests.support.signals import signals_when
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import inspect
 import signal
-import threading
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from queuestream.producers import TaskRun, ThreadRun
 from tests.support.consumers import in_another_thread
 from tests.support.gates import Gate, eventually
 from tests.support.models import ScriptedChatModel, tokens
+from tests.support.signals import needs_signals, signals_when
 from tests.support.streams import (
     CASES,
     DEFAULT_CASES,
@@ -250,9 +250,9 @@ def test_from_the_run_itself(case: Case) -> None:
     assert model.record.produced == 50
 
 
-needs_signals = pytest.mark.skipif(
-    not hasattr(signal, "pthread_kill"), reason="signals between threads are for Unix"
-)
+def it_waits(running: Any) -> None:
+    """Block the thread until a consumer waits."""
+    eventually(lambda: getters_of(running) == 1)
 
 
 @needs_signals
@@ -260,30 +260,18 @@ needs_signals = pytest.mark.skipif(
 def test_from_a_signal_handler_that_interrupts_the_waiting_consumer(case: Case) -> None:
     """Hazard: the loop sleeps on in its ``select`` after a wake-up from its own thread."""
     model = ScriptedChatModel(tokens=tokens(4), gate=Gate(2))
-    main = threading.get_ident()
-    running_now: list[Any] = []
-
-    def handle(_number: int, _frame: object) -> None:
-        closer_of(case, running_now[0])()
-
-    def interrupt_when_it_waits() -> None:
-        eventually(lambda: getters_of(running_now[0]) == 1)
-        signal.pthread_kill(main, signal.SIGUSR1)
 
     async def scenario() -> None:
         async with case.running(model) as running:
-            running_now.append(running)
+            close = closer_of(case, running)
             assert await case.consumer.take(running, 2) == tokens(2)
-            thread = in_another_thread(interrupt_when_it_waits)
-            with pytest.raises(StreamClosedError):
+            with (
+                signals_when(partial(it_waits, running), lambda *_: close()),
+                pytest.raises(StreamClosedError),
+            ):
                 await case.consumer.next(running)
-            await case.consumer.wait(thread.join)
 
-    before = signal.signal(signal.SIGUSR1, handle)
-    try:
-        case.consumer.run(scenario)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    case.consumer.run(scenario)
 
 
 @needs_signals
@@ -294,29 +282,19 @@ def test_an_exception_out_of_a_signal_handler_loses_nothing(case: Case) -> None:
     """Hazard: Ctrl-C in ``next`` leaves the consumer marked as waiting, or eats a token."""
     gate = Gate(2)
     model = ScriptedChatModel(tokens=tokens(4), gate=gate)
-    main = threading.get_ident()
-
-    def handle(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    def interrupt_when_it_waits(running: Any) -> None:
-        eventually(lambda: getters_of(running) == 1)
-        signal.pthread_kill(main, signal.SIGUSR1)
 
     async def scenario() -> None:
         async with case.running(model) as running:
             assert await case.consumer.take(running, 2) == tokens(2)
-            in_another_thread(partial(interrupt_when_it_waits, running))
-            with pytest.raises(KeyboardInterrupt):
+            with (
+                signals_when(partial(it_waits, running), signal.default_int_handler),
+                pytest.raises(KeyboardInterrupt),
+            ):
                 await case.consumer.next(running)
             gate.open()
             assert await case.consumer.collect(running) == tokens(2, start=2)
 
-    before = signal.signal(signal.SIGUSR1, handle)
-    try:
-        case.consumer.run(scenario)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    case.consumer.run(scenario)
 
 
 @pytest.mark.parametrize("case", CASES)

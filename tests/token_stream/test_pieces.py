@@ -26,6 +26,7 @@ from queuestream.mixed_queue import SyncFace
 from tests.support.consumers import CONSUMERS, PAIRINGS, Consumer, in_another_thread, pairings
 from tests.support.gates import Gate, eventually
 from tests.support.models import ScriptedChatModel, silent_model, tokens
+from tests.support.signals import needs_signals, signals_when
 from tests.support.streams import getters_of, is_blocked
 
 if TYPE_CHECKING:
@@ -504,33 +505,25 @@ def test_cancelled_at_any_turn(run_in: RunIn, consumer: Consumer) -> None:
     assert "".join(received) == "".join(tokens(30))
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no signal to send")
+@needs_signals
 @pytest.mark.parametrize("run_in", ["thread", "background"])
 def test_ctrl_c_while_a_piece_waits_for_more(run_in: RunIn) -> None:
     """Hazard: what was gathered is lost, or the consumer stays marked as waiting."""
     gate = Gate(2)
     model = ScriptedChatModel(tokens=tokens(4), gate=gate)
-    main = threading.get_ident()
+    with stream(model, "?", run_in=run_in) as answer:
 
-    def handle(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+        def it_waits() -> None:
+            eventually(lambda: is_gathering(answer, *tokens(2)))
 
-    before = signal.signal(signal.SIGUSR1, handle)
-    try:
-        with stream(model, "?", run_in=run_in) as answer:
-
-            def interrupt() -> None:
-                eventually(lambda: is_gathering(answer, *tokens(2)))
-                signal.pthread_kill(main, signal.SIGUSR1)
-
-            in_another_thread(interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                next(answer.pieces(max_delay=NEVER))
-            assert answer.text == ""
-            gate.open()
-            assert "".join(answer.pieces(max_delay=NEVER)) == "".join(tokens(4))
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+        with (
+            signals_when(it_waits, signal.default_int_handler),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            next(answer.pieces(max_delay=NEVER))
+        assert answer.text == ""
+        gate.open()
+        assert "".join(answer.pieces(max_delay=NEVER)) == "".join(tokens(4))
 
 
 def test_ctrl_c_while_a_piece_takes_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
