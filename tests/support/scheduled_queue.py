@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from janus import SyncQueueShutDown
+
 from queuestream import _buffer, _doorbell, _turns
 from queuestream._wakeups import ThreadWaiter
 from tests.support.schedule import (
@@ -20,7 +22,15 @@ if TYPE_CHECKING:
     from queuestream._buffer import Buffer
     from tests.support.schedule import Schedule
 
-__all__ = ["Now", "is_all_over", "length", "put_into_schedules", "schedule_buffer", "with_a_point"]
+__all__ = [
+    "Now",
+    "is_all_over",
+    "length",
+    "put_into_schedules",
+    "schedule_buffer",
+    "schedule_stream",
+    "with_a_point",
+]
 
 
 class Now:
@@ -64,6 +74,19 @@ def schedule_buffer(buffer: Buffer[Any]) -> None:
     buffer._lock = lock  # type: ignore[assignment]
     buffer.items = ScheduledDeque(schedule, lock if is_short else None)
     buffer._putters.waiters = ScheduledList(schedule, lock if is_short else None)
+
+
+def schedule_stream(answer: Any, buffer: Buffer[Any]) -> None:
+    """Give a stream that has not begun another buffer, which is part of the schedule that runs."""
+    tokens = answer._tokens
+    tokens.name = "stream"  # without its number, or no state would come twice
+    tokens.buffer = buffer
+    tokens._sync_q.buffer = buffer
+    tokens._async_q.buffer = buffer
+    tokens._get = lambda waiter: buffer.try_get(waiter, SyncQueueShutDown)
+    answer._reader._buffer = buffer
+    answer._call.feed._buffer = buffer
+    schedule_buffer(buffer)
 
 
 def is_all_over(buffer: Buffer[Any]) -> bool:

@@ -16,7 +16,6 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from janus import SyncQueueShutDown
 
 from queuestream import producers, stream
 from queuestream._buffer import Buffer
@@ -27,7 +26,7 @@ from tests.support.scheduled_queue import (
     Now,
     is_all_over,
     put_into_schedules,
-    schedule_buffer,
+    schedule_stream,
     with_a_point,
 )
 from tests.support.states import ALL_STATES, exhaust, visits_states
@@ -98,20 +97,11 @@ class Case:
         self.other_ends = asyncio.Event()
         self.branch_is_over = False
         answer = self.answer = stream(self.run, "?", run_in="thread", maxsize=1)
-        tokens = answer._tokens
-        tokens.name = "stream"  # without its number, or no state would come twice
         buffer = self.buffer = (
             with_a_point(buffer_class) if is_short else buffer_class  # type: ignore[arg-type]
         )(1, low=0)
-        tokens.buffer = buffer
-        tokens._sync_q.buffer = buffer  # type: ignore[attr-defined]
-        tokens._async_q.buffer = buffer  # type: ignore[attr-defined]
-        tokens._get = lambda waiter: buffer.try_get(waiter, SyncQueueShutDown)  # type: ignore[assignment]
-        answer._reader._buffer = buffer
-        feed: Any = answer._call.feed  # type: ignore[union-attr]
-        feed._buffer = buffer
-        self.feed = feed
-        schedule_buffer(buffer)
+        schedule_stream(answer, buffer)
+        self.feed: Any = answer._call.feed  # type: ignore[union-attr]
         schedule.is_decided = lambda: buffer.is_closed and is_all_over(buffer)
         answer.__enter__()
         schedule.thread("branch", self.branch)
