@@ -35,6 +35,8 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         tasks: Its tasks, once it has begun.
         may_be_cancelled: Whether somebody calls `cancel`, and has not yet.
         may_be_shut: Whether somebody calls `shut`, or has.
+        is_exposed: Whether the package cancels tasks on it from elsewhere: then it matters where
+            among its handles that is heard.
         on_end: Called when its tasks are done, or it is closed.
         errors: What its handler of exceptions was told.
 
@@ -50,6 +52,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         self._callers = 0  # who are about to call it, from elsewhere
         self.may_be_cancelled = False
         self.may_be_shut = False
+        self.is_exposed = False
         self._works = works
         self.tasks: list[asyncio.Task[object]] = []
         self.on_end: Callable[[], object] = lambda: None
@@ -91,8 +94,8 @@ class ScheduledLoop(asyncio.BaseEventLoop):
     def _is_alone(self) -> bool:
         """Whether what it does next concerns nobody else: it goes on with a task of its own."""
         if self._schedule.is_short:
-            return self._is_shut or not self.may_be_shut
-        return not (self.may_be_cancelled or self.may_be_shut)
+            return self._is_shut or not (self.may_be_shut or self.is_exposed)
+        return not (self.may_be_cancelled or self.may_be_shut or self.is_exposed)
 
     def _raise_errors(self) -> None:
         for task in self.tasks:
@@ -144,8 +147,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         self._check_closed()  # type: ignore[attr-defined]
         if (
             self._schedule.is_short
-            and self.may_be_cancelled
-            and self.tasks
+            and (self.is_exposed or (self.may_be_cancelled and self.tasks))
             and events._get_running_loop() is self
         ):
             self._schedule.point(beside=("cancel",))
@@ -162,7 +164,10 @@ class ScheduledLoop(asyncio.BaseEventLoop):
         """Do what asyncio's loops do."""
         self._callers += 1
         try:
-            self._schedule.point(is_alone=lambda: not (self.may_be_cancelled or self.may_be_shut))
+            self._schedule.point(
+                is_alone=lambda: not (self.may_be_cancelled or self.may_be_shut or self.is_exposed),
+                step="cancel" if self.is_exposed else None,
+            )
         finally:
             self._callers -= 1
         handle = self.call_soon(callback, *args, context=context)

@@ -15,6 +15,7 @@ from tests.support.schedule import (
     ScheduledLocal,
     ScheduledRequests,
 )
+from tests.support.states import Hidden
 
 if TYPE_CHECKING:
     import pytest
@@ -76,8 +77,11 @@ def schedule_buffer(buffer: Buffer[Any]) -> None:
     buffer._putters.waiters = ScheduledList(schedule, lock if is_short else None)
 
 
-def schedule_stream(answer: Any, buffer: Buffer[Any]) -> None:
-    """Give a stream that has not begun another buffer, which is part of the schedule that runs."""
+def schedule_stream(answer: Any, buffer_class: type[Buffer[Any]]) -> Buffer[Any]:
+    """Give a stream that has not begun a buffer for one, part of the schedule that runs."""
+    buffer: Buffer[Any] = (
+        with_a_point(buffer_class) if Now.is_short else buffer_class  # type: ignore[arg-type]
+    )(1, low=0)
     tokens = answer._tokens
     tokens.name = "stream"  # without its number, or no state would come twice
     tokens.buffer = buffer
@@ -86,7 +90,9 @@ def schedule_stream(answer: Any, buffer: Buffer[Any]) -> None:
     tokens._get = lambda waiter: buffer.try_get(waiter, SyncQueueShutDown)
     answer._reader._buffer = buffer
     answer._call.feed._buffer = buffer
+    tokens.meter._waits = Hidden()
     schedule_buffer(buffer)
+    return buffer
 
 
 def is_all_over(buffer: Buffer[Any]) -> bool:

@@ -27,7 +27,9 @@ Fewer schedules are run than there are, and no state is missed by it:
 - What somebody else does to a loop takes its place among the loop's handles, and that is all.  So
   a task is cancelled just before another handle is appended, by the loop or from elsewhere, or
   while the loop sleeps; and a loop is told to close between two handles, where it looks for that,
-  and closes at once: nobody else can see that it was told.
+  and closes at once: nobody else can see that it was told.  Where the package itself cancels a task
+  on it, from elsewhere (``is_exposed``), all that comes from elsewhere is explored at each of its
+  handles, and before each that it appends.
 - Once nobody sleeps and nobody will again, one schedule is run to the end, where a case says so
   (``is_decided``): it must not matter to it then who goes on first.
 """

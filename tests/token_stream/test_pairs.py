@@ -27,7 +27,6 @@ from tests.support.scheduled_queue import (
     is_all_over,
     put_into_schedules,
     schedule_stream,
-    with_a_point,
 )
 from tests.support.states import ALL_STATES, exhaust, visits_states
 
@@ -97,10 +96,7 @@ class Case:
         self.other_ends = asyncio.Event()
         self.branch_is_over = False
         answer = self.answer = stream(self.run, "?", run_in="thread", maxsize=1)
-        buffer = self.buffer = (
-            with_a_point(buffer_class) if is_short else buffer_class  # type: ignore[arg-type]
-        )(1, low=0)
-        schedule_stream(answer, buffer)
+        buffer = self.buffer = schedule_stream(answer, buffer_class)
         self.feed: Any = answer._call.feed  # type: ignore[union-attr]
         schedule.is_decided = lambda: buffer.is_closed and is_all_over(buffer)
         answer.__enter__()

@@ -22,11 +22,13 @@ from queuestream.producers import TaskRun
 from tests.support.schedule import explore, sample
 from tests.support.scheduled_loop import ScheduledLoop
 from tests.support.scheduled_queue import Now, put_into_schedules, schedule_stream
+from tests.support.states import ALL_STATES, exhaust, visits_states
 from tests.token_stream.test_pairs import (
     BRANCH,
     CONSUMERS,
     TOKENS,
     DropsAtTheEnd,
+    EndsWithTheLastToken,
     PassesNoWakeUpOn,
     WakesNobodyAtTheEnd,
     WakesNoPutter,
@@ -70,7 +72,7 @@ def begin(start: Any, _: Callable[[BaseException], None]) -> None:
         if task := start.__self__._task:  # else it was closed before
             await asyncio.wait({task})
 
-    ScheduledLoop(Now.schedule, "run", host)
+    ScheduledLoop(Now.schedule, "run", host).is_exposed = True
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +92,7 @@ class Case:
         schedule: The schedule.
         pair: Where the run is, the consumer, and what comes beside it.
         buffer_class: The buffer to test.
+        is_short: As of `test_pairs.Case`.
     """
 
     def __init__(
@@ -97,8 +100,10 @@ class Case:
         schedule: Schedule,
         pair: tuple[Literal["background", "task"], str, str],
         buffer_class: type[Buffer[Any]],
+        *,
+        is_short: bool = False,
     ) -> None:
-        Now.schedule, Now.is_short = schedule, False
+        Now.schedule, Now.is_short = schedule, is_short
         self.schedule = schedule
         self.run_in, self.consumer, others = pair
         self.others = others.split(" & ")
@@ -109,8 +114,7 @@ class Case:
         self.loop: ScheduledLoop | None = None
         answer: Any = stream(self.run, "?", run_in=self.run_in, maxsize=1)
         self.answer = answer
-        self.buffer = buffer_class(1, low=0)
-        schedule_stream(answer, self.buffer)
+        self.buffer = schedule_stream(answer, buffer_class)
         self.feed = answer._call.feed
         self.iterable = answer.pieces() if "pieces" in self.consumer else answer
         if self.run_in == "background":
@@ -119,6 +123,7 @@ class Case:
             schedule.thread("consumer", self.consume)
         else:
             loop = self.loop = ScheduledLoop(schedule, "consumer", self.consume_in_task)
+            loop.is_exposed = self.run_in == "task"
             if self.consumer.endswith("cancelled"):
                 loop.may_be_cancelled = True
                 schedule.thread("cancels", loop.cancel)
@@ -223,12 +228,12 @@ class Case:
 
 
 def of(
-    pair: tuple[Any, str, str], buffer_class: type[Buffer[Any]] = Buffer
+    pair: tuple[Any, str, str], buffer_class: type[Buffer[Any]] = Buffer, *, is_short: bool = False
 ) -> Callable[[Schedule], Callable[[], object]]:
     """Return the case of a pair, for the explorer."""
 
     def case(schedule: Schedule) -> Callable[[], object]:
-        return Case(schedule, pair, buffer_class).check
+        return Case(schedule, pair, buffer_class, is_short=is_short).check
 
     return case
 
@@ -255,22 +260,57 @@ def test_no_wild_schedule_of_a_pair_loses_anything(pair: tuple[Any, str, str]) -
     sample(of(pair), count=50, seed=1_000)
 
 
-@pytest.mark.parametrize(
-    "planted, pair",
-    [
-        (WakesNobodyAtTheEnd, ("background", "next", "nothing")),
-        (WakesNobodyAtTheEnd, ("task", "anext", "close")),
-        (DropsAtTheEnd, ("background", "anext", "nothing")),
-        (WakesNoPutter, ("background", "next", "nothing")),
-        (PassesNoWakeUpOn, ("background", "apieces cancelled", "nothing")),
-        (PassesNoWakeUpOn, ("background", "anext", "its loop is closed")),
-    ],
-    ids=str,
-)
+FEW_STATES = [("background", "next", "nothing"), ("task", "anext", "the run is cancelled")]
+"""Pairs with no more than 3,000 states."""
+MORE_STATES = [("background", "anext", "nothing")]
+"""One with 5,000."""
+
+
+@visits_states
+@pytest.mark.parametrize("pair", FEW_STATES, ids="-".join)
+def test_no_state_that_a_pair_can_come_to_is_wrong(pair: tuple[Any, str, str]) -> None:
+    """Hazard: what needs more changes of threads than the explorers above try."""
+    count = exhaust(of(pair, is_short=True))
+    print(f"{pair}: {count} states")
+    assert count > 500, "where are the points?"
+
+
+@visits_states
+@pytest.mark.stress
+@pytest.mark.parametrize("pair", PAIRS if ALL_STATES else MORE_STATES, ids="-".join)
+def test_no_state_of_many_that_a_pair_can_come_to_is_wrong(pair: tuple[Any, str, str]) -> None:
+    """As above.  All pairs: ``QUEUESTREAM_STATES=all tox -e stress -- -k of_many --timeout 0``."""
+    count = exhaust(of(pair, is_short=True))
+    print(f"{pair}: {count} states")
+    assert count > 500, "where are the points?"
+
+
+PLANTED = [
+    (WakesNobodyAtTheEnd, ("background", "next", "nothing")),
+    (WakesNobodyAtTheEnd, ("task", "anext", "close")),
+    (DropsAtTheEnd, ("background", "anext", "nothing")),
+    (WakesNoPutter, ("background", "next", "nothing")),
+    (PassesNoWakeUpOn, ("background", "apieces cancelled", "nothing")),
+]
+
+
+@pytest.mark.parametrize("planted, pair", PLANTED, ids=str)
 def test_a_planted_bug_is_found(planted: type[Buffer[Any]], pair: tuple[Any, str, str]) -> None:
     """The canary: an explorer that finds nothing may look at nothing."""
     with pytest.raises(AssertionError, match="repeated by"):
-        explore(of(pair, planted), delays=2)
+        explore(of(pair, planted), delays=1)
+
+
+@visits_states
+@pytest.mark.parametrize(
+    "planted, pair", [*PLANTED[:4], (EndsWithTheLastToken, PLANTED[0][1])], ids=str
+)
+def test_a_state_that_is_wrong_is_found(
+    planted: type[Buffer[Any]], pair: tuple[Any, str, str]
+) -> None:
+    """The canary of the states: it must come to those in which a planted bug shows."""
+    with pytest.raises(AssertionError, match="repeated by"):
+        exhaust(of(pair, planted, is_short=True))
 
 
 def test_a_run_that_is_lost_without_a_word_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
