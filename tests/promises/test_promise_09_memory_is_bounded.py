@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import tracemalloc
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ import anyio.lowlevel
 import pytest
 
 from queuestream import QueueStreamHandler, stream
-from tests.support.consumers import PAIRINGS
+from tests.support.consumers import PAIRINGS, pairings
 from tests.support.models import ScriptedChatModel, tokens
 
 if TYPE_CHECKING:
@@ -63,26 +64,33 @@ class Inventory:
 
 
 async def some_streams(run_in: RunIn, consumer: Consumer, count: int) -> None:
-    """Half of the streams are stopped early, and half of all fail."""
-    for number in range(count):
-        fails = number % 4 >= 2
+    """Half of the streams are stopped early and half fail, each at every position in turn.
+
+    A tenth more end well.
+    """
+    failed = 0
+    for number in range(count + count // 10):
+        is_stopped = number % 2 == 1 and number < count
+        fails = number % 2 == 0 and number < count
+        position = number // 2 % (LENGTH + (1 if fails else 0))
         model = ScriptedChatModel(
             tokens=tokens(LENGTH),
             failure=_ModelError() if fails else None,
-            fail_at=LENGTH,
+            fail_at=position,
         )
         answer = stream(model, "?", run_in=run_in, maxsize=2)
         try:
             async with consumer.entered(answer) as entered:
-                if number % 2:
-                    await consumer.take(entered, number % LENGTH)
+                if is_stopped:
+                    await consumer.take(entered, position)
                 else:
                     await consumer.collect(entered)
         except _ModelError:
-            assert fails
+            failed += 1
+    assert failed == count // 2
 
 
-def nothing_stays(run_in: RunIn, consumer: Consumer, count: int) -> None:
+def nothing_stays(run_in: RunIn, consumer: Consumer, count: int, looks: int = 20) -> None:
     """Look at what there is before and after."""
 
     async def scenario() -> None:
@@ -92,7 +100,7 @@ def nothing_stays(run_in: RunIn, consumer: Consumer, count: int) -> None:
         await some_streams(run_in, consumer, count)
         more: dict[str, int] = {}
         # A thread that is about to end has no hook after its last line: nothing but time tells.
-        for _ in range(20):
+        for _ in range(looks):
             await settled()
             if not (more := Inventory().exceeds(before)):
                 break
@@ -130,25 +138,58 @@ def test_after_ten_thousand_streams_nothing_of_them_is_left(
     nothing_stays(run_in, consumer, -(-10_000 // len(PAIRINGS)))
 
 
-_kept: list[Any] = []
+class Leak:
+    """What a planted bug keeps of each stream."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+        self.threads_end = threading.Event()
+        self.undone = ExitStack()
+
+    def ours(self, answer: Any) -> None:
+        self.kept.append(answer._tokens)
+
+    def threads(self, _: Any) -> None:
+        thread = threading.Thread(target=self.threads_end.wait, daemon=True)
+        self.undone.callback(thread.join, 10)
+        thread.start()
+
+    def tasks(self, _: Any) -> None:
+        self.kept.append(asyncio.ensure_future(asyncio.Event().wait()))  # ends with its loop
+
+    def descriptors(self, _: Any) -> None:
+        self.undone.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+
+    def generators(self, _: Any) -> None:
+        self.kept.append(one for one in "never begun")
+
+    def undo(self) -> None:
+        """Free it all."""
+        self.threads_end.set()
+        self.undone.close()
 
 
-def test_a_leak_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The canary: something keeps each queue, and the inventory sees it."""
-    run_in, consumer = PAIRINGS[0].values
+@pytest.mark.parametrize("kind", ["threads", "tasks", "descriptors", "generators", "ours"])
+def test_a_leak_is_noticed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary: one thing of each stream is kept, and the inventory sees so many of them."""
+    if kind == "descriptors" and not descriptors():
+        pytest.skip("how many are open cannot be seen here")
+    (pairing,) = (one for one in pairings("asyncio") if one.values[0] == "task")
+    run_in, consumer = pairing.values
+    leak = Leak()
     make = stream
 
     def leaky(*args: Any, **kwargs: Any) -> Any:
         answer = make(*args, **kwargs)
-        _kept.append(answer._tokens)
+        getattr(leak, kind)(answer)
         return answer
 
     monkeypatch.setitem(globals(), "stream", leaky)
     try:
-        with pytest.raises(AssertionError, match="ours"):
-            nothing_stays(run_in, consumer, 20)
+        with pytest.raises(AssertionError, match=rf"'{kind}': \d\d"):
+            nothing_stays(run_in, consumer, 20, looks=2)
     finally:
-        _kept.clear()
+        leak.undo()
 
 
 # -- the soak ----------------------------------------------------------------------
