@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import threading
 import time
 import tracemalloc
@@ -21,6 +22,7 @@ import anyio.lowlevel
 import pytest
 
 from queuestream import QueueStreamHandler, stream
+from queuestream._buffer import Buffer
 from tests.support.consumers import PAIRINGS, pairings
 from tests.support.models import ScriptedChatModel, tokens
 
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from tests.support.consumers import Consumer, RunIn
 
 LENGTH = 6
-SOAK = int(os.environ.get("QUEUESTREAM_SOAK", "1000000"))
-"""Tokens of the long soak; ten million take minutes."""
+SOAK = int(os.environ.get("QUEUESTREAM_SOAK", "10000000"))
+"""Tokens of the long soak, which takes a minute; CI takes fewer."""
 
 
 class _ModelError(Exception):
@@ -207,12 +209,32 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
+class Growth:
+    """By how much memory grows while so many tokens are taken, looked at five times."""
+
+    def __init__(self, count: int, measure: Callable[[], int]) -> None:
+        self.count = count
+        self.measure = measure
+        self.received = 0
+        self.most = 0
+        self._first: int | None = None
+
+    def note(self, text: Callable[[], int] = int) -> None:
+        """Note that a token has come; `text` says what the delivered text takes by now."""
+        self.received += 1
+        if self.received % (self.count // 5) == 0:
+            now = self.measure() - text()
+            self._first = now if self._first is None else self._first
+            self.most = max(self.most, now - self._first)
+
+
 def soaked(count: int, measure: Callable[[], int]) -> int:
     """Take so many tokens of one handler; return by how many bytes memory grew at most.
 
     Called by hand, because LangChain keeps all chunks of a run until its end.
     """
     handler = QueueStreamHandler(64)
+    growth = Growth(count, measure)
 
     def produce() -> None:
         for _ in range(count):
@@ -220,17 +242,48 @@ def soaked(count: int, measure: Callable[[], int]) -> int:
         handler.end()
 
     producer = threading.Thread(target=produce)
-    received = 0
-    most = first = 0
     producer.start()
-    for received, _ in enumerate(handler, start=1):
-        if received % (count // 10) == 0:
-            now = measure()
-            first = first or now
-            most = max(most, now - first)
+    for _ in handler:
+        growth.note()
     producer.join()
-    assert received == count
-    return most
+    assert growth.received == count
+    return growth.most
+
+
+def soaked_stream(run_in: RunIn, count: int) -> int:
+    """Take so many tokens of one stream, on asyncio; return by how many bytes memory grew at most.
+
+    The delivered text is taken off: a place in a list for each token, as all are the same object.
+    """
+    growth = Growth(count, traced)
+
+    def target(question: str, callbacks: Any) -> None:
+        for _ in range(count):
+            callbacks[-1].on_llm_new_token("token ")
+
+    async def atarget(question: str, callbacks: Any) -> None:
+        for _ in range(count):
+            await callbacks[-1].on_llm_new_token("token ")
+
+    async def scenario() -> None:
+        made: Any = target if run_in == "thread" else atarget
+        async with stream(made, "?", run_in=run_in, maxsize=64) as answer:
+            async for _ in answer:
+                growth.note(lambda: sum(sys.getsizeof(of) for _, of in answer._reader._segments))
+
+    tracemalloc.start()
+    try:
+        asyncio.run(scenario())
+    finally:
+        tracemalloc.stop()
+    assert growth.received == count
+    return growth.most
+
+
+def check_flat(grown: int, count: int, most: int) -> None:
+    """Less than a pointer for each token, and than `most` in all."""
+    print(f"{count:,} tokens: {grown:,} bytes")
+    assert grown < min(6 * (count - count // 5), most), f"{grown:,} bytes in {count:,} tokens"
 
 
 def test_memory_is_flat() -> None:
@@ -240,14 +293,49 @@ def test_memory_is_flat() -> None:
         grown = soaked(20_000, traced)
     finally:
         tracemalloc.stop()
-    assert grown < 4 * 18_000, f"{grown} bytes in 18,000 tokens"
+    check_flat(grown, 20_000, 4_000_000)
+
+
+EACH_RUN_IN: list[RunIn] = ["thread", "task", "background"]
+
+
+@pytest.mark.parametrize("run_in", EACH_RUN_IN)
+def test_memory_of_a_stream_is_flat_but_for_its_text(run_in: RunIn) -> None:
+    """As above, of a whole stream that a task reads."""
+    check_flat(soaked_stream(run_in, 20_000), 20_000, 4_000_000)
+
+
+@pytest.mark.parametrize("run_in", [None, "task"])
+def test_a_pointer_kept_for_each_token_is_noticed(
+    run_in: RunIn | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary: the least that can be kept of a token, by a handler's queue and a stream's."""
+    kept: list[None] = []
+    get_now = Buffer.get_now
+
+    def leaky(self: Any) -> Any:
+        kept.append(None)
+        return get_now(self)
+
+    monkeypatch.setattr(Buffer, "get_now", leaky)
+    with pytest.raises(AssertionError, match="bytes in 20,000 tokens"):
+        if run_in is None:
+            test_memory_is_flat()
+        else:
+            test_memory_of_a_stream_is_flat_but_for_its_text(run_in)
 
 
 @pytest.mark.stress
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's statm")
 def test_memory_is_flat_for_long() -> None:
-    """As above, with more: ``QUEUESTREAM_SOAK=10000000 tox -e stress -- -k flat_for_long -s``."""
-    grown = soaked(SOAK, resident)
-    print(f"{SOAK:,} tokens: {grown:,} bytes")
-    assert grown < 4_000_000, f"{grown:,} bytes in {SOAK:,} tokens"
+    """As above, with more: ``tox -e stress -- -k flat_for_long -s`` tells the bytes."""
+    check_flat(soaked(SOAK, resident), SOAK, 4_000_000)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("run_in", EACH_RUN_IN)
+def test_memory_of_a_stream_is_flat_for_long_but_for_its_text(run_in: RunIn) -> None:
+    """As above, with a twentieth of that for each place of the run."""
+    check_flat(soaked_stream(run_in, SOAK // 20), SOAK // 20, 4_000_000)
