@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,9 @@ from langchain_core.callbacks import (
 from langchain_core.messages import AIMessageChunk
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.tools import StructuredTool
 from packaging.requirements import Requirement
 
 from tests.support.callbacks import RunLog
@@ -41,6 +45,8 @@ from tests.support.models import ScriptedChatModel, ScriptedLLM, WholeAnswerChat
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
     from uuid import UUID
+
+    from langchain_core.runnables import Runnable
 
 
 class Plain(BaseCallbackHandler):
@@ -167,6 +173,37 @@ def test_fact_02_sync_method_of_an_async_run_goes_to_the_executor(run_inline: bo
     assert (handler.threads == [threading.get_ident()]) is run_inline
 
 
+def test_fact_02_sync_methods_that_wait_starve_the_loops_default_executor() -> None:
+    """Six of them where it has six threads; here it has two."""
+    freed = threading.Event()
+
+    class Waiting(WhereInSync):
+        def on_llm_end(self, *_: Any, **__: Any) -> None:
+            super().on_llm_end()
+            freed.wait(10)
+
+    handler = Waiting(run_inline=False)
+
+    async def two_runs_and_a_job() -> list[bool]:
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(2) as pool:
+            loop.set_default_executor(pool)
+            model = ScriptedChatModel(tokens=["a"])
+            runs = [
+                asyncio.ensure_future(model.ainvoke("?", {"callbacks": [handler]}))
+                for _ in range(2)
+            ]
+            await eventually_async(lambda: len(handler.threads) == 2)
+            job = loop.run_in_executor(None, threading.get_ident)
+            assert {thread.ident for thread in pool._threads} == set(handler.threads)
+            was_done = [job.done()]
+            freed.set()
+            await asyncio.gather(job, *runs)
+        return [*was_done, job.done()]
+
+    assert asyncio.run(two_runs_and_a_job()) == [False, True]
+
+
 @pytest.mark.parametrize("run_inline", [True, False])
 def test_fact_02_async_method_of_an_async_run_is_awaited_in_place_only_if_inline(
     run_inline: bool,
@@ -291,6 +328,52 @@ def test_fact_04_a_base_exception_stops_a_sync_run(wrap: str) -> None:
     assert (model.record.produced, model.record.calls, fallback.record.calls) == (2, 1, 0)
 
 
+def _calling(model: ScriptedChatModel) -> dict[str, Runnable[Any, Any]]:
+    """One runnable for each kind of start; all but models of their own call this one."""
+
+    class Retriever(BaseRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Any]:
+            model.invoke(query)
+            return []
+
+    def work(text: str) -> str:
+        """Call the model."""
+        return str(model.invoke(text).text)
+
+    return {
+        "on_chain_start": RunnableLambda(work),
+        "on_chat_model_start": model,
+        "on_llm_start": ScriptedLLM(tokens=["a"], record=model.record),
+        "on_tool_start": StructuredTool.from_function(work),
+        "on_retriever_start": Retriever(),
+    }
+
+
+@pytest.mark.parametrize("start", _calling(ScriptedChatModel()))
+def test_fact_04_a_base_exception_from_each_start_stops_a_sync_run(start: str) -> None:
+    """As from a token: nothing is retried, nothing falls back, and nothing has been produced."""
+    starts: list[UUID | None] = []
+
+    def refuse(*_: Any, parent_run_id: UUID | None = None, **__: Any) -> None:
+        starts.append(parent_run_id)
+        if parent_run_id is not None:  # all but the outermost
+            raise Stop
+
+    handler = Raising(Stop())
+    setattr(handler, start, refuse)
+    model = ScriptedChatModel(tokens=["a"])
+    fallback: Runnable[Any, Any] = RunnableLambda(lambda _: "x")
+    if start == "on_chain_start":  # which would be refused
+        fallback = ScriptedChatModel(tokens=["x"])
+    retrying = _calling(model)[start].with_retry(
+        wait_exponential_jitter=False, stop_after_attempt=2
+    )
+    with pytest.raises(Stop):
+        retrying.with_fallbacks([fallback]).invoke("?", {"callbacks": [handler]})
+    assert len([parent for parent in starts if parent is not None]) == 1
+    assert (model.record.calls, model.record.produced) == (0, 0)
+
+
 def test_fact_04_an_exception_is_retried_in_a_sync_run_and_the_fallback_is_called() -> None:
     """Which is why a stop must not be an `Exception` there."""
     model, fallback = ScriptedChatModel(tokens=["a", "b", "c"]), ScriptedChatModel(tokens=["x"])
@@ -302,7 +385,7 @@ def test_fact_04_an_exception_is_retried_in_a_sync_run_and_the_fallback_is_calle
 
 
 @pytest.mark.parametrize("error", [Stop(), asyncio.CancelledError()])
-def test_fact_04_a_base_exception_in_a_handler_of_an_async_run_starts_the_fallback(
+def test_fact_04_a_base_exception_in_a_handler_of_an_async_run_is_retried_and_falls_back(
     error: BaseException,
 ) -> None:
     """`agenerate` turns it into an `AttributeError`, which is then retried like any error."""
@@ -315,6 +398,10 @@ def test_fact_04_a_base_exception_in_a_handler_of_an_async_run_starts_the_fallba
     chain = model.with_fallbacks([fallback])
     answer = asyncio.run(chain.ainvoke("?", {"callbacks": [Token(error)]}))
     assert (answer.content, fallback.record.calls) == ("x", 1)
+    retried = ScriptedChatModel(tokens=["a", "b", "c"])
+    chain = retried.with_retry(wait_exponential_jitter=False, stop_after_attempt=2)  # type: ignore[assignment]
+    answer = asyncio.run(chain.ainvoke("?", {"callbacks": [Token(error)]}))
+    assert (answer.content, retried.record.calls, retried.record.produced) == ("abc", 2, 5)
     with pytest.raises(AttributeError):
         asyncio.run(model.ainvoke("?", {"callbacks": [Token(error)]}))
 
@@ -573,7 +660,7 @@ async def test_fact_12_anyio_knows_the_native_loop_and_how_to_wake_it(
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_fact_12_waking_a_loop_that_has_gone_raises_runtime_error(backend: str) -> None:
-    """And it can go between a look at `is_closed()` and the call."""
+    """Trio's, too."""
 
     async def token() -> Any:
         return anyio.lowlevel.current_token().native_token
@@ -582,6 +669,21 @@ def test_fact_12_waking_a_loop_that_has_gone_raises_runtime_error(backend: str) 
     wake = native.run_sync_soon if backend == "trio" else native.call_soon_threadsafe
     with pytest.raises(RuntimeError):
         wake(print)
+
+
+def test_fact_12_a_look_at_is_closed_is_no_protection() -> None:
+    """A loop can go between the look and the call."""
+    loop = asyncio.new_event_loop()
+    # Step 1: somebody looks.
+    looked_closed = loop.is_closed()
+    # Step 2: the loop's own thread is done with it.
+    thread = threading.Thread(target=loop.close)
+    thread.start()
+    thread.join()
+    # Step 3: who has looked calls.
+    assert not looked_closed
+    with pytest.raises(RuntimeError, match="closed"):
+        loop.call_soon_threadsafe(print)
 
 
 def test_fact_13_each_call_soon_threadsafe_writes_to_a_socket() -> None:
@@ -702,6 +804,8 @@ def test_fact_18_langchain_core_1_0_and_what_is_installed_are_in_the_range() -> 
     (core,) = [one for one in wanted if one.name == "langchain-core"]
     assert core.specifier.contains("1.0.0")
     assert core.specifier.contains(metadata.version("langchain-core"))
+    if os.environ.get("TOX_ENV_NAME") == "langchain-min":
+        assert metadata.version("langchain-core") == "1.0.0"
 
 
 def test_fact_19_beside_a_v2_handler_no_token_comes() -> None:

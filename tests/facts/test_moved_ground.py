@@ -218,6 +218,19 @@ MOVED: list[tuple[Plant, Callable[..., object], tuple[Any, ...], str]] = [
         ("with_fallbacks",),
         "DID NOT RAISE .*Stop",
     ),
+    *(
+        (
+            plant,
+            facts.test_fact_04_a_base_exception_from_each_start_stops_a_sync_run,
+            (start,),
+            complaint,
+        )
+        for start in ("on_chat_model_start", "on_tool_start")
+        for plant, complaint in (
+            (whatever_is_raised_is_retried, "2 == 1"),
+            (whatever_is_raised_falls_back, "DID NOT RAISE .*Stop"),
+        )
+    ),
     (
         whatever_is_raised_falls_back,
         facts.test_fact_04_cancelling_the_task_of_an_async_run_starts_no_retry_and_no_fallback,
@@ -270,6 +283,12 @@ MOVED: list[tuple[Plant, Callable[..., object], tuple[Any, ...], str]] = [
         closed_loops_say_nothing,
         facts.test_fact_12_waking_a_loop_that_has_gone_raises_runtime_error,
         ("asyncio",),
+        "DID NOT RAISE .*RuntimeError",
+    ),
+    (
+        closed_loops_say_nothing,
+        facts.test_fact_12_a_look_at_is_closed_is_no_protection,
+        (),
         "DID NOT RAISE .*RuntimeError",
     ),
     (
