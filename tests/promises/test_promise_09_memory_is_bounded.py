@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from tests.support.consumers import Consumer, RunIn
 
 LENGTH = 6
-SOAK = int(os.environ.get("QUEUESTREAM_SOAK", "10000000"))
+STREAMS = 60
+"""On each pairing, in each run of the tests."""
+TEN_MILLION = 10_000_000
+SOAK = int(os.environ.get("QUEUESTREAM_SOAK", TEN_MILLION))
 """Tokens of the long soak, which takes a minute; CI takes fewer."""
 
 
@@ -127,7 +130,7 @@ def nothing_stays(run_in: RunIn, consumer: Consumer, count: int, looks: int = 20
 @pytest.mark.parametrize("run_in, consumer", PAIRINGS)
 def test_after_many_streams_nothing_of_them_is_left(run_in: RunIn, consumer: Consumer) -> None:
     """Hazard: a registry, a cycle or a thread keeps one thing of each stream."""
-    nothing_stays(run_in, consumer, 60)
+    nothing_stays(run_in, consumer, STREAMS)
 
 
 @pytest.mark.stress

@@ -36,6 +36,8 @@ PLACES = [
     for consumer in CONSUMERS
     if (run_in, consumer.name) not in IMPOSSIBLE
 ]
+SEEDS = range(40)
+"""Of each pairing, in each run of the tests."""
 BATCH = 50
 """Plans that one loop works off at the same time."""
 
@@ -186,7 +188,7 @@ def test_streams_by_lot(run_in: str, consumer: Any) -> None:
     if consumer.backend is EAGER and not hasattr(asyncio, "eager_task_factory"):
         pytest.skip("eager tasks came with Python 3.12")
     with hasty():
-        assert follow(run_in, consumer, range(40)) == 40
+        assert follow(run_in, consumer, SEEDS) == len(SEEDS)
 
 
 def loses_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +221,7 @@ def test_a_planted_bug_is_noticed(
     plant(monkeypatch)
     (consumer,) = (one for one in CONSUMERS if one.name == name)
     with hasty(), pytest.raises(AssertionError, match="Plan"):
-        follow(run_in, consumer, range(40))
+        follow(run_in, consumer, SEEDS)
 
 
 @pytest.mark.stress
