@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tests.support.server import ReplayServer, Scenario
 
 
+_TRIES = 20
+
+
 def client(scenario: Scenario) -> ChatOpenAI:
     """Return a client of the scenario that does not try again."""
     return ChatOpenAI(
@@ -43,11 +46,16 @@ def test_fact_22_a_kept_connection_belongs_to_the_loop_that_opened_it(
     """A run on a second loop fails on it, or, with openai before 3, gets away with it by luck."""
     if int(version("openai").split(".")[0]) < 3:
         pytest.skip("with this openai a second loop may get away with it")
-    answer = chat_completion(["a"])
-    scenario = server.scenario(answer, answer, keep_alive=True)
+    scenario = server.scenario(*[chat_completion(["a"])] * (1 + _TRIES), keep_alive=True)
     model = client(scenario)
+    pool = model.root_async_client._client._transport._pool
     with anyio.from_thread.start_blocking_portal() as first_loop:
-        assert first_loop.call(model.ainvoke, "?").content == "a"
+        for _ in range(_TRIES):  # it keeps none if the answer's last chunk comes after its text
+            assert first_loop.call(model.ainvoke, "?").content == "a"
+            if any(connection.is_idle() for connection in pool.connections):
+                break
+        else:
+            pytest.fail("no connection was kept")
         with pytest.raises(Exception, match=r".") as failure:
             asyncio.run(model.ainvoke("?"))
         first_loop.call(model.root_async_client.close)
