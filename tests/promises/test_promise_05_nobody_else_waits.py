@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
-import statistics
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,13 @@ STREAMS = 200
 """That stall."""
 LAG = 0.05
 """Seconds that the loop may be late."""
+QUICK = 20
+"""Tokens of the stream that must be as quick as ever."""
+WINDOWS = 10
+"""In which the loop is looked at, at most; one in which it is always in time is enough."""
+SLOWER = 3
+"""How many times as long as alone a stream may take.  It takes a few milliseconds, of which
+the kernel adds some or none; 200 streams that each cost it a little make it ten times."""
 
 
 @contextmanager
@@ -100,14 +109,66 @@ def a_background_loop_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
                 made.loop.call_soon_threadsafe(made.loop.stop)
 
 
-async def lag() -> float:
-    """How many seconds the loop is late, usually: the median of some looks."""
+def whole_model(count: int) -> Any:
+    """Return a model that streams both ways."""
+    return ScriptedChatModel(tokens=tokens(count))
+
+
+def plain_model(count: int) -> Any:
+    """Return a model that makes each token in a thread, and delivers it on the loop."""
+    return SyncOnlyChatModel(tokens=tokens(count))
+
+
+def plain_step(count: int) -> Any:
+    """Return a step that is in a thread while its model's tokens are delivered."""
+    model = ScriptedChatModel(tokens=tokens(count))
+
+    def answer(question: str, config: RunnableConfig) -> Any:
+        return model.invoke(question, config)
+
+    return RunnableLambda(answer)
+
+
+@dataclass
+class Window:
+    """What one look at the loop has shown, while a stream was iterated on it.
+
+    Attributes:
+        lag: How many seconds the loop was late at most.
+        took: How many seconds the stream took, from its start to its end.
+    """
+
+    lag: float
+    took: float
+
+
+async def look(case: Case, target: Any, at_least: float = 0.0) -> Window:
+    """Iterate a stream, and see so many seconds or longer how late the loop is."""
     late: list[float] = []
-    for _ in range(9):
-        due = anyio.current_time() + 0.002
-        await anyio.sleep_until(due)
-        late.append(anyio.current_time() - due)
-    return statistics.median(late)
+    took: list[float] = []
+
+    async def iterate() -> None:
+        begun = time.perf_counter()
+        async with case.running(target, maxsize=1) as running:
+            assert await case.consumer.collect(running) == tokens(QUICK)
+        took.append(time.perf_counter() - begun)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(iterate)
+        begin = time.monotonic()  # uvloop's own clock stands still while a callback runs
+        while not took or time.monotonic() < begin + at_least:
+            due = time.monotonic() + 0.002
+            await anyio.sleep(0.002)
+            late.append(time.monotonic() - due)
+    return Window(max(late), took[0])
+
+
+async def windows(case: Case, target: Any) -> list[Window]:
+    """Look until the loop is seen to be in time, and often enough to find a stream quick."""
+    seen: list[Window] = []
+    while len(seen) < 3 or (len(seen) < WINDOWS and min(one.lag for one in seen) >= LAG):
+        seen.append(await look(case, target, at_least=1.5 * LAG))
+    return seen
 
 
 async def stall(
@@ -128,15 +189,30 @@ async def stall(
     return stalled
 
 
-def leaves_all_else_free(case: Case, streams: int, doubtful: str = "") -> None:
+def leaves_all_else_free(
+    case: Case,
+    streams: int,
+    make: Callable[[int], Any] = whole_model,
+    *,
+    doubtful: str = "",
+    rounds: int = 3,
+) -> None:
     """Stall so many streams, and look at all that others do meanwhile.
+
+    A machine that has other work is late by itself, now and then and for longer than `LAG`.
+    What stalled streams do to a loop they do all the time.  So the lag of a window is its
+    maximum, and the loop is late if it is so in each of ten windows.  A stream's time is the
+    best of some for the same reason.  Streams beside stalled ones and streams alone take turns,
+    so that both find a quiet moment.
 
     Args:
         case: Where they stall, and where others are at work.
         streams: How many.
+        make: Returns what each runs, with so many tokens.
         doubtful: What is not waited for long, because it is planted that it waits.
+        rounds: How often to stall them at most.
     """
-    model = ScriptedChatModel(tokens=tokens(10))
+    target = make(QUICK)
 
     @contextmanager
     def goes_on(what: str) -> Iterator[None]:
@@ -146,9 +222,9 @@ def leaves_all_else_free(case: Case, streams: int, doubtful: str = "") -> None:
         except TimeoutError:
             pytest.fail(f"{what} waits for streams that are stalled")
 
-    async def scenario() -> None:
+    async def beside() -> list[Window]:
         async with AsyncExitStack() as stack:
-            stalled = await stall(case, stack, model, streams, within=20)
+            stalled = await stall(case, stack, make(4), streams, within=20)
             for _ in range(100):
                 await anyio.lowlevel.checkpoint()
             if case.consumer.name != "trio":
@@ -158,41 +234,34 @@ def leaves_all_else_free(case: Case, streams: int, doubtful: str = "") -> None:
                 assert await anyio.to_thread.run_sync(lambda: 1) == 1
             with goes_on("getaddrinfo"):
                 assert await anyio.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
-            assert (late := await lag()) < LAG, f"the loop is {late:.3f} s late"
             with goes_on("another stream"):
-                async with case.running(model, maxsize=1) as running:
-                    assert await case.consumer.collect(running) == tokens(10)
+                seen = await windows(case, target)
             for running in stalled[:3]:  # and so do these
-                assert await case.consumer.collect(running) == tokens(10)
+                assert await case.consumer.collect(running) == tokens(4)
+        return seen
+
+    async def scenario() -> None:
+        slow, alone = math.inf, math.inf
+        for _ in range(rounds):
+            seen = await beside()
+            late = min(one.lag for one in seen)
+            assert late < LAG, f"the loop is {late:.3f} s late"
+            slow = min(slow, *(one.took for one in seen))
+            alone = min(alone, *[(await look(case, target)).took for _ in seen])
+            if slow < SLOWER * alone:
+                return
+        pytest.fail(f"beside stalled streams one takes {slow:.4f} s, alone {alone:.4f} s")
 
     case.consumer.run(scenario)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [case for case in ON_A_LOOP if case.values[0].consumer.name != "uvloop"],
-)
+@pytest.mark.parametrize("case", ON_A_LOOP)
 def test_many_stalled_streams_leave_the_loop_and_its_threads_free(case: Case) -> None:
     """Hazard: each stalled stream holds a thread of the pool, or the loop itself.
 
     A loop that is held up for good is not slow here: it never gets to the end.
     """
     leaves_all_else_free(case, STREAMS)
-
-
-def plain_model() -> Any:
-    """Return a model that makes each token in a thread, and delivers it on the loop."""
-    return SyncOnlyChatModel(tokens=tokens(4))
-
-
-def plain_step() -> Any:
-    """Return a step that is in a thread while its model's tokens are delivered."""
-    model = ScriptedChatModel(tokens=tokens(4))
-
-    def answer(question: str, config: RunnableConfig) -> Any:
-        return model.invoke(question, config)
-
-    return RunnableLambda(answer)
 
 
 def leaves_shared_threads_free(case: Case, target: Any, streams: int, within: float = 20.0) -> None:
@@ -212,12 +281,17 @@ def leaves_shared_threads_free(case: Case, target: Any, streams: int, within: fl
     "case",
     [case for case in DEFAULT_CASES if case.values[0].producer in ("thread", "background")],
 )
-def test_what_has_no_async_side_holds_no_shared_thread(case: Case, make: Callable[[], Any]) -> None:
+def test_what_has_no_async_side_holds_no_shared_thread(
+    case: Case, make: Callable[[int], Any]
+) -> None:
     """Hazard: under ``ainvoke`` LangChain moves its steps into the loop's default executor.
 
     The background loop's is ours, with a thread for each call.
     """
-    leaves_shared_threads_free(case, make(), 50)
+    if case.consumer.is_async:
+        leaves_all_else_free(case, STREAMS, make)
+    else:
+        leaves_shared_threads_free(case, make(4), STREAMS)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +317,7 @@ def test_the_documented_exception() -> None:
     Documented in docs/limitations.md.  If this fails, LangChain has changed: say so there.
     """
     with pytest.raises(AssertionError, match="not within"):
-        leaves_shared_threads_free(AS_A_TASK, plain_step(), 2, within=0.3)
+        leaves_shared_threads_free(AS_A_TASK, plain_step(4), 2, within=0.3)
 
 
 # -- the canaries: who does wait is seen by the tests above ----------------------------------------
@@ -294,8 +368,27 @@ def test_a_loop_that_is_late_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
             waiting.cancel()
 
     monkeypatch.setattr(TokenQueue, "put_in_task", look_again_and_again)
+    monkeypatch.setattr(sys.modules[__name__], "WINDOWS", 3)
+    monkeypatch.setattr(sys.modules[__name__], "QUICK", 4)
     with pytest.raises(AssertionError, match=r"the loop is \d+\.\d+ s late"):
         leaves_all_else_free(AS_A_TASK, 1)
+
+
+def test_a_stream_that_is_slower_beside_others_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary: what a token costs grows with the number of streams that wait."""
+    waiting: list[object] = []
+
+    async def look_at_all_who_wait(queue: TokenQueue[Any], *args: Any) -> None:
+        waiting.append(queue)
+        try:
+            await asyncio.sleep(0.001 * (len(waiting) - 1))
+            await put_in_task(queue, *args)
+        finally:
+            waiting.remove(queue)
+
+    monkeypatch.setattr(TokenQueue, "put_in_task", look_at_all_who_wait)
+    with pytest.raises(pytest.fail.Exception, match=r"takes \d\.\d+ s, alone \d\.\d+ s"):
+        leaves_all_else_free(AS_A_TASK, 10, rounds=1)
 
 
 def test_a_shared_thread_that_is_held_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +400,7 @@ def test_a_shared_thread_that_is_held_is_noticed(monkeypatch: pytest.MonkeyPatch
     ):
         patched.setattr(_background, "_executor", few)
         with pytest.raises(AssertionError, match="not within"):
-            leaves_shared_threads_free(IN_BACKGROUND, plain_step(), 3, within=0.3)
+            leaves_shared_threads_free(IN_BACKGROUND, plain_step(4), 3, within=0.3)
 
 
 def test_a_call_that_blocks_the_loop_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
