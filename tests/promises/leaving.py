@@ -255,7 +255,7 @@ def in_a_fork(check: Callable[[], None]) -> None:
     """Do something in a child; fail if it fails or does not end."""
     child = os.fork()
     if child == 0:
-        signal.alarm(10)
+        signal.alarm(10)  # the one that the nursery has set is for the parent alone
         try:
             check()
         except BaseException:

@@ -8,6 +8,7 @@ exits is what it is about.  Its time is that from its own last statement until t
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -86,7 +87,7 @@ class Nursery:
         for line in self._process.stdout:
             if line.startswith("ended "):
                 _, code, ended = line.split()
-                if code == "-14":
+                if int(code) == -signal.SIGALRM:
                     pytest.fail(f"{name} does not end; it said: {printed}")
                 return judge(name, printed, int(code), float(ended))
             printed += line
@@ -113,18 +114,18 @@ def test_an_interpreter_that_was_started_ends() -> None:
     leave_anew("thread-branches")
 
 
-@pytest.mark.parametrize("name", ["thread-branches", "pool-unread", "task-cancelled-steps"])
+@pytest.mark.parametrize("name", ["thread-branches", "task-cancelled-steps"])
 @needs_fork
 def test_a_process_that_cannot_exit_is_noticed(name: str, nursery: Nursery) -> None:
     """The canary: programs that end whatever we do prove nothing."""
     with pytest.raises(pytest.fail.Exception, match=r"(?s)does not end.*leaving"):
-        nursery.leave(name, "planted", within=2)
+        nursery.leave(name, "planted", within=3)
 
 
 @needs_fork
 def test_a_process_that_ends_late_is_noticed(nursery: Nursery) -> None:
     """The canary: nobody is waited for any more, and the process stays all the same."""
-    with pytest.raises(AssertionError, match=r"took 2\.\d s to end"):
+    with pytest.raises(AssertionError, match=r"took \d+\.\d s to end"):
         nursery.leave(end_late.__name__)
 
 
