@@ -18,15 +18,18 @@ import os
 import signal
 import sys
 import time
+from importlib import import_module
 
-import anyio  # noqa: F401 - so that it is frozen; so are those below
-import janus  # noqa: F401
-import langchain_core.callbacks
-import langchain_core.language_models.chat_models
-import langchain_core.runnables.config
-import langchain_core.tracers.event_stream  # noqa: F401
-import pytest  # noqa: F401
-import trio  # noqa: F401
+OTHERS_PACKAGES = [
+    "anyio",
+    "janus",
+    "langchain_core.callbacks",
+    "langchain_core.language_models.chat_models",
+    "langchain_core.runnables.config",
+    "langchain_core.tracers.event_stream",
+    "pytest",
+    "trio",
+]
 
 
 def in_a_child() -> list[str]:
@@ -45,6 +48,8 @@ def in_a_child() -> list[str]:
 
 def main() -> None:
     """Run what is asked for; nothing here may keep it alive, for this module is frozen."""
+    for name in OTHERS_PACKAGES:
+        import_module(name)
     gc.collect()
     gc.freeze()
     from tests.promises.leaving import execute  # noqa: PLC0415 - not frozen, so not before
