@@ -282,7 +282,7 @@ def test_no_state_of_many_that_a_pair_can_come_to_is_wrong(pair: tuple[Any, str,
     """As above.  All pairs: ``QUEUESTREAM_STATES=all tox -e stress -- -k of_many --timeout 0``."""
     count = exhaust(of(pair, is_short=True))
     print(f"{pair}: {count} states")
-    assert count > 500, "where are the points?"
+    assert count > 10, "where are the points?"
 
 
 PLANTED = [
