@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
-import sys
+import itertools
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-import queuestream
 from queuestream import stream
+from queuestream._buffer import Buffer
 from queuestream.errors import StreamClosedError
+from tests.support.endings import A_MOMENT
 from tests.support.gates import eventually
+from tests.support.lines import AtLine, new_threads_traced, who_runs
 from tests.support.models import ScriptedChatModel, tokens
+from tests.support.shared_loop import a_background_loop_of_its_own
 from tests.support.streams import CASES, STREAM_CASES, Case
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from tests.support.lines import Place
 
 LENGTH = 24
 
@@ -92,8 +95,6 @@ def test_a_consumer_of_pieces_is_cancelled_at_every_await(case: Case) -> None:
 
 # -- closed by the collector, at any moment, in any thread ----------------------------------------
 
-SOURCE = str(Path(queuestream.__file__).parent)
-
 
 class Closes:
     """Garbage, whose finalizer closes a stream: the collector runs it wherever it happens to be."""
@@ -106,84 +107,116 @@ class Closes:
         self.answer.close()
 
 
-class Interrupted:
-    """Has the collector run at a certain line of this package, whichever thread comes to it."""
-
-    def __init__(self, line: int) -> None:
-        self.answer: Any = None
-        self._left = line
-
-    @property
-    def has_happened(self) -> bool:
-        """Whether there were so many lines."""
-        return self._left < 0
-
-    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        """Count, as `sys.settrace` has it."""
-        if not frame.f_code.co_filename.startswith(SOURCE):
-            return None
-        if event == "line" and self.answer is not None:
-            self._left -= 1
-            if self._left == -1:
-                Closes(self.answer)
-                gc.collect(0)
-        return self.trace
+CONSUMER = "the consumer's"
+"""How its thread is called."""
 
 
-def closed_at_line(line: int, run_in: Any) -> bool:
-    """Stream, and close in a finalizer at a line; whether there was such a line."""
+def closed_at_line(line: int, run_in: Any, within: float = 10.0) -> AtLine:
+    """Stream, and close in a finalizer at a line."""
     model = ScriptedChatModel(tokens=tokens(4))
-    interrupted = Interrupted(line)
     received: list[str] = []
-    has_ended = threading.Event()
+    errors: list[BaseException] = []
+    answers: list[Any] = []
+
+    def close() -> None:
+        Closes(answers[0])
+        gc.collect(0)
+
+    at_line = AtLine(line, close)
+
+    def begin() -> Any:
+        answers.append(answer := stream(model, "?", run_in=run_in, maxsize=1))
+        at_line.consumer = who_runs()
+        at_line.is_counting = True
+        return answer
+
+    async def iterate() -> None:
+        async with begin() as answer:  # who leaves otherwise does not wait for the model's end
+            async for token in answer:
+                received.append(token)  # noqa: PERF401 - what came before the close is kept
 
     def consume() -> None:
-        answer = stream(model, "?", run_in=run_in, maxsize=1)
-        interrupted.answer = answer
         try:
-            received.extend(answer)
-        except StreamClosedError:
-            pass
-        else:
-            assert len(received) == 4
+            if run_in == "task":
+                asyncio.run(iterate())
+            else:
+                received.extend(begin())
+        except BaseException as error:
+            errors.append(error)
         finally:
-            interrupted.answer = None
-            has_ended.set()
+            at_line.is_counting = False
 
-    before = sys.gettrace()
-    threading.settrace(interrupted.trace)
-    try:
-        consumer = threading.Thread(target=consume, daemon=True)
+    consumer = threading.Thread(target=consume, name=CONSUMER, daemon=True)
+    with new_threads_traced(at_line.trace):
         consumer.start()
-        assert has_ended.wait(10), f"the consumer hangs after a close at line {line}"
-        consumer.join(10)
-    finally:
-        threading.settrace(before)
-    assert received == tokens(len(received))
-    eventually(lambda: model.record.open == 0)
-    return interrupted.has_happened
+        consumer.join(within)
+    assert not consumer.is_alive(), f"the consumer hangs after a close at line {line}"
+    if errors:
+        assert isinstance(errors[0], StreamClosedError)
+        assert received == tokens(len(received))
+    else:
+        assert received == tokens(4)
+    eventually(lambda: model.record.open == 0, within)
+    return at_line
 
 
-def close_at_every_line(run_in: str, first: int, step: int) -> int:
-    """Return at how many lines."""
-    line = first
-    while closed_at_line(line, run_in):
-        line += step
+def close_at_every_line(
+    run_in: str, first: int, step: int, monkeypatch: pytest.MonkeyPatch, within: float = 10.0
+) -> set[Place]:
+    """Return at which lines.
+
+    The shared loop is made anew each time: its thread is traced only if it starts meanwhile.
+    """
+    places: set[Place] = set()
+    for line in itertools.count(first, step):
+        with a_background_loop_of_its_own(monkeypatch):
+            at_line = closed_at_line(line, run_in, within)
+        if not at_line.has_happened:
+            break
+        places.add(at_line.place)
     assert line > 100, "where are the lines?"
-    return len(range(first, line, step))
+    by_consumer = [place for place in places if place.by_consumer]
+    assert by_consumer, "where are the consumer's lines?"
+    assert len(by_consumer) < len(places), "where are the producer's lines?"
+    return places
 
 
-@pytest.mark.parametrize("run_in", ["thread", "background"])
-def test_the_collector_closes_a_stream_in_the_middle_of_any_line(run_in: str) -> None:
+@pytest.mark.parametrize("run_in, step", [("thread", 11), ("task", 29), ("background", 29)])
+def test_the_collector_closes_a_stream_in_the_middle_of_any_line(
+    run_in: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Promise 7.  Hazard: the finalizer waits for a lock that the very same thread holds.
 
-    Consumer, producer, start and end: whichever thread comes to a line.  Here every 11th.
+    Consumer, producer, start and end: whichever thread or task comes to a line.  Here few.
     """
-    print(f"closed at {close_at_every_line(run_in, first=5, step=11)} lines")
+    close_at_every_line(run_in, 5, step, monkeypatch)
 
 
 @pytest.mark.stress
+@pytest.mark.parametrize("run_in, step", [("thread", 1), ("task", 5), ("background", 5)])
+def test_the_collector_closes_a_stream_in_the_middle_of_many_lines(
+    run_in: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, at every line, or at every 5th where there are thousands."""
+    places = close_at_every_line(run_in, 0, step, monkeypatch)
+    by_consumer = sum(place.by_consumer for place in places)
+    print(f"closed at {len(places)} lines, {by_consumer} of them the consumer's")
+
+
+@pytest.mark.parametrize("by_consumer", [True, False], ids=["consumer", "producer"])
 @pytest.mark.parametrize("run_in", ["thread", "background"])
-def test_the_collector_closes_a_stream_in_the_middle_of_each_line(run_in: str) -> None:
-    """As above, at every line."""
-    print(f"closed at {close_at_every_line(run_in, first=0, step=1)} lines")
+def test_a_finalizer_that_waits_for_the_lock_is_noticed(
+    run_in: str, by_consumer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary: a close waits for the lock that its own thread holds, on one of the two sides."""
+    settle = Buffer._settle
+
+    def wait_and_settle(buffer: Buffer[Any]) -> None:
+        is_consumer = threading.current_thread().name == CONSUMER
+        if is_consumer is by_consumer and buffer._lock.acquire(timeout=3 * A_MOMENT):
+            buffer._lock.release()
+        settle(buffer)
+
+    monkeypatch.setattr(Buffer, "_settle", wait_and_settle)
+    with pytest.raises(AssertionError, match=r"the consumer hangs|not within"):
+        close_at_every_line(run_in, 0, 5, monkeypatch, A_MOMENT)

@@ -24,6 +24,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from queuestream import _background, producers
 from queuestream._token_queue import TokenQueue
 from tests.support.models import ScriptedChatModel, SyncOnlyChatModel, tokens
+from tests.support.shared_loop import a_background_loop_of_its_own
 from tests.support.streams import DEFAULT_CASES, is_blocked
 
 if TYPE_CHECKING:
@@ -95,18 +96,6 @@ def test_the_first_background_run_does_not_wait_for_its_loop(
     with a_background_loop_of_its_own(monkeypatch):
         streams_without_a_blocking_call(case)
         assert _background._current is not None
-
-
-@contextmanager
-def a_background_loop_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have the first background run of the block make a loop, and end that."""
-    with monkeypatch.context() as patched:
-        patched.setattr(_background, "_current", None)
-        try:
-            yield
-        finally:
-            if (made := _background._current) is not None:
-                made.loop.call_soon_threadsafe(made.loop.stop)
 
 
 def whole_model(count: int) -> Any:
