@@ -165,6 +165,9 @@ class _Loop:
             except RuntimeError:  # closed a moment ago
                 del self.lost[key]
                 return False
+            except BaseException:  # Ctrl-C: whoever asks is not there any more
+                self.lost.pop(key, None)
+                raise
         return True
 
 

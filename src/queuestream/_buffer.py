@@ -125,6 +125,8 @@ class _Line:
     def line_up(self, waiter: Waiter) -> None:
         """Add a waiter: at the end, or where it stood before it was woken in vain."""
         waiter.arm()
+        if waiter.lined_up:  # it was woken twice
+            return
         waiter.lined_up = True
         waiter.place = self
         if not waiter.ticket:
@@ -155,7 +157,10 @@ class _Line:
 
     def arrive(self, waiter: Waiter) -> None:
         """A waiter that was called has come, and got what it wanted."""
-        self._called.pop(waiter, None)
+        if waiter.lined_up:  # it was woken twice
+            self.leave(waiter)
+        else:
+            self._called.pop(waiter, None)
 
     def leave(self, waiter: Waiter) -> bool:
         """A waiter gives up, wherever it stands; whether it stood in the line."""
@@ -386,13 +391,17 @@ class Buffer(Generic[T]):
             return BLOCKED
         if self._putters.waiters:
             try:
-                with self._lock:
-                    woken = self._putters_for_free_slot()
-            finally:
-                if self._requests:
-                    self._settle()
-            for one in woken:
-                self._wake(one)
+                try:
+                    with self._lock:
+                        woken = self._putters_for_free_slot()
+                finally:
+                    if self._requests:
+                        self._settle()
+                for one in woken:
+                    self._wake(one)
+            except BaseException:  # Ctrl-C
+                self._wake_putters_anyway()
+                raise
         return item
 
     def try_join(self, waiter: Waiter | None) -> Blocked | None:
@@ -461,8 +470,10 @@ class Buffer(Generic[T]):
                     if (done := attempt(None)) is BLOCKED:
                         raise gave_up
                     break
-        except BaseException:
+        except BaseException as error:
             self._leave(waiter)
+            if not isinstance(error, Exception):
+                self._wake_putters_anyway()
             raise
         return done
 
@@ -536,6 +547,13 @@ class Buffer(Generic[T]):
         **Thread safety**: as `shutdown`.
         """
         self._request(lambda _: self._putters.call(len(self._putters.waiters)))
+
+    def _wake_putters_anyway(self) -> None:
+        """Whoever took an item was interrupted, perhaps before he woke those for its slot.
+
+        Also those whom he has called already: one who is woken twice tries twice.
+        """
+        self._request(lambda _: self._putters.call_all())
 
     def put_past_end(self, item: T) -> None:
         """Put an item whether there is a free slot or not; nothing happens after a shutdown.

@@ -169,10 +169,11 @@ class Reader(Generic[T]):
         text = value if type(value) is str else text_of_value(value)
         if text:
             if run is not self._whose:
-                self._whose = run
-                self._texts = []
+                texts: list[str] = []
                 if not any(run in void for void in self._void):
-                    self._segments.append((run, self._texts))
+                    self._segments.append((run, texts))
+                self._texts = texts  # last, so that Ctrl-C leaves no text outside of the segments
+                self._whose = run
             self._texts.append(text)
         return cast("T", value)
 
@@ -191,7 +192,9 @@ class Reader(Generic[T]):
             max_tokens: The most tokens that are joined.
             max_delay: Seconds to wait for more after the first; to the end if None.
         """
-        with self.tokens.consuming():
+        me = object()
+        try:
+            self.tokens.enter(me)
             piece = _Gathering(self, max_tokens, max_delay)
             try:
                 while piece.wants_more():
@@ -200,6 +203,12 @@ class Reader(Generic[T]):
                 if piece.is_empty:
                     raise
             return piece.deliver()
+        finally:
+            # Not by `TokenQueue.consuming`: Ctrl-C can come where a function begins.
+            try:
+                self.tokens.consumers.remove(me)
+            except ValueError:  # interrupted before it entered
+                pass
 
     async def get_piece_in_task(self, max_tokens: int | None, max_delay: float | None) -> str:
         """Like `get_piece`, from a task.

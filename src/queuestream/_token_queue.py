@@ -416,7 +416,7 @@ class TokenQueue(Generic[T]):
         """
         me = object()
         try:
-            self._enter(me)
+            self.enter(me)
             if not self.closed:
                 buffer = self.buffer
                 if buffer is not None and (item := buffer.get_now()) is not BLOCKED:
@@ -430,7 +430,11 @@ class TokenQueue(Generic[T]):
             if not _is_shutdown(error):
                 raise
         finally:
-            self._leave(me)
+            # As `_leave` does, but Ctrl-C can come where a function begins.
+            try:
+                self.consumers.remove(me)
+            except ValueError:
+                pass
         raise Ended
 
     def _sleep(self, get: Callable[[], T]) -> T:
@@ -494,7 +498,7 @@ class TokenQueue(Generic[T]):
         """
         me = object()
         try:
-            self._enter(me)
+            self.enter(me)
             if not self.closed:
                 buffer = self.buffer
                 if limit is not None:
@@ -526,7 +530,7 @@ class TokenQueue(Generic[T]):
         """
         me = object()
         try:
-            self._enter(me)
+            self.enter(me)
             yield
         finally:
             self._leave(me)
@@ -573,8 +577,14 @@ class TokenQueue(Generic[T]):
                 return
             yield item
 
-    def _enter(self, me: object) -> None:
-        # Within the caller's `try`, so that a KeyboardInterrupt leaves nobody behind.
+    def enter(self, me: object) -> None:
+        """Be the one consumer until ``me`` is removed from `consumers`.
+
+        Within the caller's `try`, so that a KeyboardInterrupt leaves nobody behind.
+
+        Raises:
+            ConcurrentIterationError: If there is another already.
+        """
         self.consumers.append(me)
         if self.consumers[0] is not me:
             raise ConcurrentIterationError(

@@ -337,18 +337,19 @@ class TokenStream(Generic[T]):
             )
         if isinstance(self._given_queue, JanusQueue):
             self._check_janus(run_in, loop if is_async else None)
-        run = self._run = ThreadRun(call) if run_in == "thread" else TaskRun(call)
-        self._call = None
-        self._tokens.is_open = True
-        self._tokens.meter.began = monotonic()
+        run = ThreadRun(call) if run_in == "thread" else TaskRun(call)
         try:
+            self._run = run
+            self._call = None
+            self._tokens.is_open = True
+            self._tokens.meter.began = monotonic()
             if isinstance(run, ThreadRun):
                 run.start()
             elif run_in == "task":
                 run.start_here()
             else:
                 run.start_in_background()
-        except BaseException as error:  # no more threads, say
+        except BaseException as error:  # no more threads, say, or Ctrl-C
             self._tokens.close()
             run.lose(error)
             raise
