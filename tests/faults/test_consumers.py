@@ -118,7 +118,7 @@ def closed_at_line(line: int, run_in: Any, within: float = 10.0) -> AtLine:
     errors: list[BaseException] = []
     answers: list[Any] = []
 
-    def close() -> None:
+    def close(_: object) -> None:
         Closes(answers[0])
         gc.collect(0)
 

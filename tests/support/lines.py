@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["AtLine", "Place", "new_threads_traced", "who_runs"]
 
 _SOURCE = str(Path(queuestream.__file__).parent)
+_TESTS = str(Path(__file__).parent.parent)
 
 
 def who_runs() -> object:
@@ -53,7 +54,8 @@ class AtLine:
 
     Args:
         line: How many lines are run before it.
-        do: What is done.  What it raises is raised there, and ends the tracing of its thread.
+        do: What is done, with the frame.  What it raises is raised there, and ends the tracing
+            of its thread.
 
     Attributes:
         consumer: The thread or task that consumes, as of `who_runs`.
@@ -63,7 +65,7 @@ class AtLine:
 
     place: Place
 
-    def __init__(self, line: int, do: Callable[[], object]) -> None:
+    def __init__(self, line: int, do: Callable[[FrameType], object]) -> None:
         self.consumer: object = None
         self.is_counting = False
         self._left = line
@@ -80,12 +82,35 @@ class AtLine:
         if not code.co_filename.startswith(_SOURCE):
             return None
         if event == "line" and self.is_counting:
-            self._left -= 1
-            if self._left == -1:
-                file, is_consumer = Path(code.co_filename).name, who_runs() is self.consumer
-                self.place = Place(file, frame.f_lineno, code.co_name, is_consumer)
-                self._do()
+            self._count(frame)
         return self.trace
+
+    def profile(self, frame: FrameType, event: str, _: Any) -> None:
+        """Count calls instead, as `sys.setprofile` has it: where Ctrl-C can come.
+
+        CPython looks for signals where a function begins, and where one of C's has returned; not
+        between any two lines, so that what it begins a ``with`` with is ended (bpo-29988).
+        """
+        if not self.is_counting or event not in ("call", "c_return"):
+            return
+        file, caller = frame.f_code.co_filename, frame.f_back
+        is_called_by_ours = (
+            event == "call"
+            and caller is not None
+            and caller.f_code.co_filename.startswith(_SOURCE)
+            and not file.startswith(_TESTS)
+        )
+        if file.startswith(_SOURCE) or is_called_by_ours:
+            self._count(frame)
+
+    def _count(self, frame: FrameType) -> None:
+        self._left -= 1
+        if self._left == -1:
+            code, is_consumer = frame.f_code, who_runs() is self.consumer
+            self.place = Place(
+                Path(code.co_filename).name, frame.f_lineno, code.co_name, is_consumer
+            )
+            self._do(frame)
 
 
 @contextmanager
