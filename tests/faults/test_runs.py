@@ -162,6 +162,33 @@ def its_thread_is_killed(case: Case, within: float = 10.0) -> None:
     case.consumer.run(scenario)
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in DEFAULT_CASES if case.values[0].producer == "thread"]
+)
+def test_the_producers_thread_is_killed_while_it_waits_for_its_consumer(case: Case) -> None:
+    """Promises 1 and 3.  Hazard: it leaves its place in the line, and puts no end."""
+    its_waiting_thread_is_killed(case)
+
+
+def its_waiting_thread_is_killed(case: Case, within: float = 10.0) -> None:
+    """Such an exception comes when the thread goes on, as soon as there is a free slot."""
+    model = ScriptedChatModel(tokens=tokens(9))
+
+    async def scenario() -> None:
+        async with case.running(model, maxsize=2) as running:
+            await case.consumer.eventually(lambda: is_blocked(running))
+            (thread,) = our_threads()
+            kill(thread)
+            received, error = await ending(case.consumer, running, within)
+            assert received == tokens(2)
+            assert isinstance(error, _Killed)
+            assert not is_blocked(running)
+        await case.consumer.eventually(lambda: not our_threads())
+
+    case.consumer.run(scenario)
+    assert model.record.open == 0
+
+
 # -- the loop ------------------------------------------------------------------------------------
 
 
@@ -479,15 +506,16 @@ def test_a_clean_up_that_ends_programs_ends_no_loop(caplog: pytest.LogCaptureFix
 # -- the canaries: a consumer that never gets its end is seen by the tests above -------------------
 
 
+@pytest.mark.parametrize("is_killed", [its_thread_is_killed, its_waiting_thread_is_killed])
 @pytest.mark.parametrize("name", ["thread-for", "thread-asyncio", "thread-trio"])
 def test_an_end_that_a_killed_thread_does_not_put_is_noticed(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, is_killed: Callable[[Case, float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The canary: a producer's thread is gone, and nobody has put the end for it."""
     put_no_end(monkeypatch)
     (case,) = (case.values[0] for case in STREAM_CASES if case.id == name)
-    with pytest.raises(AssertionError, match=r"no end within .* after \[\]"):
-        its_thread_is_killed(case, A_MOMENT)
+    with pytest.raises(AssertionError, match=r"no end within .* after \["):
+        is_killed(case, A_MOMENT)
 
 
 def test_an_end_that_a_closed_loop_does_not_put_is_noticed(

@@ -6,6 +6,8 @@ import asyncio
 import sys
 import threading
 import traceback
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -378,6 +380,66 @@ def the_shared_loop_dies_under_a_stream(case: Case, within: float = 10.0) -> Non
     case.consumer.run(scenario)
 
 
+def _tear_the_loop() -> None:
+    def leave() -> None:
+        raise SystemExit("out of a callback of somebody else's")
+
+    current = _background._current
+    assert current is not None
+    current.loop.call_soon_threadsafe(leave)
+
+
+@pytest.mark.parametrize("kill", [_stop_the_loop, _tear_the_loop])
+@pytest.mark.parametrize(
+    "case", [case for case in DEFAULT_CASES if case.values[0].producer == "background"]
+)
+def test_the_shared_loop_dies_under_many_streams(case: Case, kill: Callable[[], None]) -> None:
+    """Hazard: what the first of them does at its end keeps the others from theirs."""
+    the_shared_loop_dies_under_many_streams(case, kill=kill)
+
+
+def the_shared_loop_dies_under_many_streams(
+    case: Case, within: float = 10.0, kill: Callable[[], None] = _stop_the_loop
+) -> None:
+    """Some are silent from the start, some wait for their consumer, and some are over."""
+    models = [
+        ScriptedChatModel(tokens=tokens(count), gate=None if count > 1 else Gate())
+        for _ in range(4)
+        for count in (1, 9, 2)
+    ]
+
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            streams = [
+                await stack.enter_async_context(case.running(model, maxsize=2)) for model in models
+            ]
+            silent, full, over = streams[::3], streams[1::3], streams[2::3]
+            for running in full:
+                await case.consumer.eventually(partial(is_blocked, running))
+            for running in over:
+                await case.consumer.eventually(partial(getattr, running._run.gone, "_set"))
+            for model in models[::3]:
+                assert model.gate is not None
+                await case.consumer.eventually(partial(getattr, model.gate, "waiting"))
+            kill()
+            for running, expected in [(each, []) for each in silent] + [
+                (each, tokens(2)) for each in full
+            ]:
+                received, error = await received_and_error(
+                    case.consumer, running, RunCancelledError, within
+                )
+                assert received == expected
+                assert error.__cause__ is not None
+            for running in over:
+                assert await case.consumer.collect(running) == tokens(2)
+        async with case.running(ScriptedChatModel(tokens=tokens(3))) as running:
+            assert await case.consumer.collect(running) == tokens(3)
+        for model in models:
+            await case.consumer.wait(model.record.wait_until_finalized)
+
+    case.consumer.run(scenario)
+
+
 @pytest.mark.parametrize(
     "case", [case for case in DEFAULT_CASES if case.values[0].producer == "background"]
 )
@@ -457,6 +519,7 @@ def _tell_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         for dies, planted, names in (
             (the_shared_loop_dies_under_a_stream, put_no_end, ("for", "trio")),
             (the_shared_loop_dies_under_a_stream, _cancel_nobody, ("for", "trio")),
+            (the_shared_loop_dies_under_many_streams, _cancel_nobody, ("for",)),
             (the_shared_loop_dies_over_a_stream, _tell_nobody, ("for",)),  # others wait in aclose
         )
         for case in DEFAULT_CASES
