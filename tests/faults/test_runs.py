@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
 
 from queuestream import QueueStreamHandler, producers, stream
@@ -414,18 +415,28 @@ def test_loops_that_come_and_go_leave_nothing_behind() -> None:
 # -- the callbacks beside ours ---------------------------------------------------------------------
 
 
-class Fails(BaseCallbackHandler):
-    """A callback that raises at every token."""
+def failing(moment: str, kind: str, *, raise_error: bool) -> tuple[Any, Exception]:
+    """Return a callback that raises at one moment, and what it raises.
 
-    run_inline = True
+    On asynchronous runs LangChain calls it in place (``inline``), in the loop's executor
+    (``executor``), or as a coroutine (``async``).
+    """
+    failure = _ModelError("the callback's own")
 
-    def __init__(self, *, raise_error: bool) -> None:
-        self.raise_error = raise_error
-        self.failure = _ModelError("the callback's own")
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
 
-    def on_llm_new_token(self, *_: Any, **__: Any) -> None:
-        """Fail."""
-        raise self.failure
+    async def fail_in_task(*_: Any, **__: Any) -> None:
+        await asyncio.sleep(0)
+        raise failure
+
+    base = AsyncCallbackHandler if kind == "async" else BaseCallbackHandler
+    attributes = {
+        moment: fail_in_task if kind == "async" else fail,
+        "raise_error": raise_error,
+        "run_inline": kind == "inline",
+    }
+    return type("Fails", (base,), attributes)(), failure
 
 
 @pytest.mark.parametrize("raises", [False, True], ids=["logged", "raised"])
@@ -441,19 +452,75 @@ def test_a_callback_beside_ours_raises(
         one_beside_raises(case, raises)
 
 
-def one_beside_raises(case: Case, raises: bool, within: float = 10.0) -> None:
-    beside = Fails(raise_error=raises)
-    model = ScriptedChatModel(tokens=tokens(LENGTH))
+MOMENTS = [
+    "on_chat_model_start",
+    "on_llm_new_token",
+    "on_llm_error",
+    "on_llm_end",
+    "on_chain_end",
+]
+MOMENTS_OF_THE_OUTERMOST = ["on_chain_start", "on_chain_error"]
+"""Of which a handler does not hear where one before it raises: LangChain asks no further ones.
+
+The end of a stream is reported by its run as well.  A handler whose run is so begun or ended waits.
+"""
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'ahandle_event' was never awaited:RuntimeWarning")
+@pytest.mark.parametrize("raises", [False, True], ids=["logged", "raised"])
+@pytest.mark.parametrize("kind", ["inline", "executor", "async"])
+@pytest.mark.parametrize(
+    "case, moment",
+    [
+        pytest.param(case.values[0], moment, id=f"{case.id}-{moment}")
+        for case in DEFAULT_CASES
+        for moment in MOMENTS + MOMENTS_OF_THE_OUTERMOST * case.values[0].is_stream
+        if case.id
+        in {
+            "thread-for",
+            "background-for",
+            "task-asyncio",
+            "handler-invoke-for",
+            "handler-ainvoke-asyncio",
+        }
+    ],
+)
+def test_a_callback_beside_ours_raises_at_any_moment(
+    case: Case, moment: str, kind: str, raises: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Promises 1 and 3.  Hazard: the start or the end of a run is not heard, for its error."""
+    with caplog.at_level(logging.CRITICAL):
+        one_beside_raises(case, raises, moment=moment, kind=kind)
+    if moment == "on_chat_model_start" and kind == "inline":
+        gc.collect()  # what LangChain has made for the handlers after it, and does not await
+
+
+def one_beside_raises(
+    case: Case,
+    raises: bool,
+    within: float = 10.0,
+    moment: str = "on_llm_new_token",
+    kind: str = "inline",
+) -> None:
+    beside, failure = failing(moment, kind, raise_error=raises)
+    own = _ModelError("the model's own") if moment.endswith("_error") else None
+    model = ScriptedChatModel(tokens=tokens(LENGTH), failure=own, fail_at=LENGTH)
+    if kind == "async" and case.is_sync:
+        raises = False  # LangChain swallows it
+    before: dict[str, list[list[str]]] = {
+        "start": [[]],
+        "token": [[], tokens(1)],  # ours may be asked at the same time
+    }
 
     async def scenario() -> None:
-        async with case.running(model, callbacks=[beside]) as running:
+        async with case.running(model | StrOutputParser(), callbacks=[beside]) as running:
             received, error = await ending(case.consumer, running, within)
         if raises:
-            assert received in ([], tokens(1))  # ours may be asked at the same time
-            assert error is beside.failure
+            assert received in before.get(moment.rpartition("_")[2], [tokens(LENGTH)])
+            assert error is failure
         else:
             assert received == tokens(LENGTH)
-            assert error is None
+            assert error is own
 
     case.consumer.run(scenario)
 
