@@ -193,11 +193,11 @@ def test_the_collector_closes_a_stream_in_the_middle_of_any_line(
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("run_in, step", [("thread", 1), ("task", 5), ("background", 5)])
+@pytest.mark.parametrize("run_in, step", [("thread", 1), ("task", 11), ("background", 11)])
 def test_the_collector_closes_a_stream_in_the_middle_of_many_lines(
     run_in: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As above, at every line, or at every 5th where there are thousands."""
+    """As above, at every line, or at every 11th where there are thousands."""
     places = close_at_every_line(run_in, 0, step, monkeypatch)
     by_consumer = sum(place.by_consumer for place in places)
     print(f"closed at {len(places)} lines, {by_consumer} of them the consumer's")

@@ -204,9 +204,21 @@ WAYS = [
 def test_ctrl_c_anywhere_in_the_iteration(how: str, run_in: str, options: dict[str, Any]) -> None:
     """Promises 1 and 3.  Hazard: a token, a wake-up or the consumer's own place is lost with it.
 
-    Where it comes to the start of the run, the stream is closed, or starts again.
+    Where it comes to the start of the run, the stream is closed, or starts again.  Here at
+    every 4th point.
     """
-    for point in itertools.count():
+    interrupt_at_every_point(how, run_in, options, step=4)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("how, run_in, options", WAYS)
+def test_ctrl_c_everywhere_in_the_iteration(how: str, run_in: str, options: dict[str, Any]) -> None:
+    """As above, at every point."""
+    interrupt_at_every_point(how, run_in, options, step=1)
+
+
+def interrupt_at_every_point(how: str, run_in: str, options: dict[str, Any], step: int) -> None:
+    for point in itertools.count(0, step):
         if not interrupted_at(point, how, run_in, **options):
             break
     assert point > 100, "where are the points?"
