@@ -15,6 +15,7 @@ import asyncio
 import bisect
 import contextlib
 import itertools
+import sys
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -295,18 +296,40 @@ def test_no_schedule_of_a_pair_loses_anything(pair: tuple[str, str]) -> None:
     assert count > 50, "where are the points?"
 
 
-@pytest.mark.parametrize(
-    "pair",
-    [("put", "get"), ("aput", "aget"), ("put gives up", "aget cancelled"), ("aput", "close")],
-    ids="-".join,
-)
-def test_no_schedule_without_the_interpreters_lock_loses_anything(
-    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def _without_the_interpreters_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no GIL, an item is taken under the lock: another way through the code."""
     monkeypatch.setattr(_buffer, "_IS_ORDERED", False)
-    explore(of(pair), delays=1)
-    sample(of(pair), count=50, seed=1)
+
+
+WITHOUT_LOCK = [
+    *((producer, "get") for producer in PRODUCERS),
+    *(("put", consumer) for consumer in CONSUMERS if consumer != "get"),
+    *(("get", end) for end in ENDS),
+    ("aput", "aget"),
+    ("put gives up", "aget cancelled"),
+    ("aput", "close"),
+]
+"""Those who take an item, with most others: it is their way that is another."""
+
+
+@pytest.mark.usefixtures("_without_the_interpreters_lock")
+@pytest.mark.parametrize("pair", WITHOUT_LOCK, ids="-".join)
+def test_no_schedule_without_the_interpreters_lock_loses_anything(pair: tuple[str, str]) -> None:
+    """Hazard: what is right on the way without the lock, and not on the one with it."""
+    count = explore(of(pair), delays=1)
+    sample(of(pair), count=10, seed=1)
+    assert count > 50, "where are the points?"
+
+
+@pytest.mark.stress
+@pytest.mark.usefixtures("_without_the_interpreters_lock")
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_no_wild_schedule_without_the_interpreters_lock_loses_anything(
+    pair: tuple[str, str],
+) -> None:
+    """As above, all pairs, in schedules that chance picks."""
+    sample(of(pair), count=15, seed=1_000)
 
 
 @pytest.mark.stress
@@ -322,6 +345,8 @@ FEW_STATES = list(itertools.combinations_with_replacement(["put", "aput", "aget"
 """Some with no more than 6,000 states."""
 MORE_STATES = [("put", "aget cancelled")]
 """One with 10,000."""
+FEW_WITHOUT_LOCK = [("put", "aput's loop closed")]
+"""One with 3,000 where items are taken under the lock."""
 
 
 def states(pair: tuple[str, str]) -> int:
@@ -342,6 +367,27 @@ def test_no_state_that_a_pair_can_come_to_is_wrong(pair: tuple[str, str]) -> Non
     count = states(pair)
     print(f"{pair}: {count} states")
     assert count > 500, "where are the points?"
+
+
+@visits_states
+@pytest.mark.usefixtures("_without_the_interpreters_lock")
+@pytest.mark.parametrize("pair", FEW_STATES, ids="-".join)
+def test_no_state_without_the_interpreters_lock_is_wrong(pair: tuple[str, str]) -> None:
+    """As above, where items are taken under the lock, which leaves a fifth of the states."""
+    count = states(pair)
+    print(f"{pair}: {count} states")
+    assert 250 < count < 1_200, "is it the other way?"
+
+
+@visits_states
+@pytest.mark.stress
+@pytest.mark.usefixtures("_without_the_interpreters_lock")
+@pytest.mark.parametrize("pair", CASES if ALL_STATES else FEW_WITHOUT_LOCK, ids="-".join)
+def test_no_state_of_many_without_the_interpreters_lock_is_wrong(pair: tuple[str, str]) -> None:
+    """As above.  All pairs: ``QUEUESTREAM_STATES=all tox -e stress -- -k of_many --timeout 0``."""
+    count = states(pair)
+    print(f"{pair}: {count} states")
+    assert count > 250, "where are the points?"
 
 
 @visits_states
@@ -464,6 +510,19 @@ class SeesTheLineAsItWas(Buffer[Any]):
         return item
 
 
+class WakesNoPutterUnderTheLock(Buffer[Any]):
+    """Right where an item is taken without the lock, which is where there is a GIL."""
+
+    __slots__ = ()
+
+    def try_get(self, waiter: Waiter | None, shut_down: type[Exception]) -> Any:
+        if waiter is None and self._needs_lock:
+            with self._lock:
+                if (item := self._pop()) is not BLOCKED:
+                    return item
+        return super().try_get(waiter, shut_down)
+
+
 PLANTED = [
     (WakesNoPutter, ("put", "aput")),
     (LooksForAFreeSlotOnce, ("put", "get")),
@@ -502,6 +561,32 @@ def test_what_is_seen_late_without_the_interpreters_lock_is_found(
     found = pytest.raises(AssertionError, match="a producer waits") if is_wrong else nullcontext()
     with found:
         sample(case, count=300, seed=1)
+
+
+@pytest.mark.usefixtures("_without_the_interpreters_lock")
+@pytest.mark.parametrize(
+    "finds",
+    [
+        lambda: explore(of(("put", "get"), WakesNoPutterUnderTheLock), delays=1),
+        lambda: sample(of(("put", "put"), WakesNoPutterUnderTheLock), count=300, seed=1),
+        pytest.param(
+            lambda: exhaust(of(("put", "put"), WakesNoPutterUnderTheLock, "small", is_short=True)),
+            marks=pytest.mark.skipif(sys.version_info < (3, 13), reason="see visits_states"),
+        ),
+    ],
+    ids=["explore", "sample", "exhaust"],
+)
+def test_what_is_wrong_only_without_the_interpreters_lock_is_found(
+    finds: Callable[[], object],
+) -> None:
+    """The canary: each of the explorers goes the way that is taken where there is no GIL."""
+    with pytest.raises(AssertionError, match="repeated by"):
+        finds()
+
+
+def test_with_the_interpreters_lock_it_is_not_found() -> None:
+    """Nor is it there: so the canary tells the two ways apart."""
+    explore(of(("put", "get"), WakesNoPutterUnderTheLock), delays=1)
 
 
 @visits_states
