@@ -302,14 +302,16 @@ class QueueMachine(RuleBasedStateMachine):
         self.everybody = [one for one in self.everybody if one.outcome is None]
 
     def teardown(self) -> None:
-        if hasattr(self, "queue"):
-            self.queue.close()
-            self.stage.run(self.queue.wait_closed())
-            while self.queue.sync_q.unfinished_tasks:
-                self.queue.sync_q.task_done()
-            self.stage.settle(*(waiting.future for waiting in self.everybody))
-        self.stage.close()
-        super().teardown()
+        try:
+            if hasattr(self, "queue"):
+                self.queue.close()
+                self.stage.run(self.queue.wait_closed())
+                while self.queue.sync_q.unfinished_tasks:
+                    self.queue.sync_q.task_done()
+                self.stage.settle(*(waiting.future for waiting in self.everybody))
+        finally:
+            self.stage.close()
+            super().teardown()
 
 
 class JanusMachine(QueueMachine):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-__all__ = ["How", "SeenJanus", "Stage", "see_sleepers"]
+__all__ = ["WITHIN", "How", "SeenJanus", "Stage", "see_sleepers"]
 
 How = Literal["task", "thread"]
 
@@ -102,7 +102,7 @@ class Stage:
             return self._outcome(error)
 
     def task(self, operation: Callable[[], Awaitable[object]]) -> asyncio.Future[object]:
-        """Begin something in a task."""
+        """Begin something in a task; it goes on in `settle`."""
 
         async def body() -> object:
             try:
@@ -110,9 +110,7 @@ class Stage:
             except self._errors as error:
                 return self._outcome(error)
 
-        task = self._loop.create_task(body())
-        self.settle()
-        return task
+        return self._loop.create_task(body())
 
     def thread(self, operation: Callable[[], object]) -> asyncio.Future[object]:
         """Begin something in a thread; return once that is through, or sleeps."""
@@ -146,7 +144,10 @@ class Stage:
         self.run(turns())
 
     def close(self) -> None:
-        """Close the loop."""
+        """Close the loop; what goes on there has failed the test, and is cancelled."""
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self.settle()
         self._loop.close()
 
     def _outcome(self, error: BaseException) -> object:
