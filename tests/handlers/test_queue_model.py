@@ -133,7 +133,9 @@ class HandlerMachine(RuleBasedStateMachine):
         self.is_closed = False
         self.is_wrong = False
 
-    @initialize(maxsize=st.integers(0, 4), overflow=st.sampled_from(["block", "merge"]))
+    @initialize(
+        maxsize=st.sampled_from([1, 2, 3, 4, 0]), overflow=st.sampled_from(["block", "merge"])
+    )
     def begin(self, maxsize: int, overflow: Overflow) -> None:
         self.maxsize = maxsize
         self.merges = overflow == "merge"
@@ -224,6 +226,10 @@ class HandlerMachine(RuleBasedStateMachine):
     def refusal(self, how: How) -> object:
         return STOPPED if how == "thread" else CLOSED
 
+    @property
+    def has_just_ended(self) -> bool:
+        return bool(self.items) and self.items[-1].error is not None
+
     def is_busy(self, run: Run) -> bool:
         return any(one.entry is not None and one.entry.run is run for one in self.putters)
 
@@ -274,10 +280,14 @@ class HandlerMachine(RuleBasedStateMachine):
     # What LangChain reports.
 
     @precondition(lambda self: len(self.open) < 5)
-    @rule(is_model=st.booleans(), is_nested=st.booleans(), data=st.data())
-    def start(self, is_model: bool, is_nested: bool, data: st.DataObject) -> None:
-        parents = self.idle(is_model=False)
-        parent = data.draw(st.sampled_from(parents)) if is_nested and parents else None
+    @rule(models=st.lists(st.booleans(), min_size=1, max_size=3), data=st.data())
+    def start(self, models: list[bool], data: st.DataObject) -> None:
+        for is_model in models:
+            parents = self.idle(is_model=False)
+            is_nested = data.draw(st.booleans()) and bool(parents)
+            self.start_one(is_model, data.draw(st.sampled_from(parents)) if is_nested else None)
+
+    def start_one(self, is_model: bool, parent: Run | None) -> Run:
         run = Run(parent, is_model=is_model)
         ids: Any = {"run_id": run.id, "parent_run_id": parent.id if parent else None}
 
@@ -289,11 +299,11 @@ class HandlerMachine(RuleBasedStateMachine):
 
         if self.is_closed or self.is_over:
             self.expect(STOPPED if self.is_closed else USED, start)
-            return
+            return run
         restart = Entry(run)
         is_restart = parent is not None and parent.failed > 0
         if is_restart and self.how_to_put(restart, "thread") != "thread":
-            return
+            return run
         self.open.append(run)
         if parent:
             parent.children += 1
@@ -302,11 +312,25 @@ class HandlerMachine(RuleBasedStateMachine):
             self.produce("thread", restart, start)
         else:
             self.expect(DONE, start)
+        return run
+
+    @precondition(lambda self: self.idle(is_model=False))
+    @rule(hows=HOWS, data=st.data())
+    def retry(self, hows: list[How], data: st.DataObject) -> None:
+        parent = data.draw(st.sampled_from(self.idle(is_model=False)))
+        failing = self.start_one(True, parent)
+        if failing in self.idle(is_model=True):
+            self.tell(failing, hows)
+        if failing in self.childless():
+            self.end_one(failing, fails=True, how=hows[0])
+            self.start_one(True, parent)
 
     @precondition(lambda self: self.idle(is_model=True))
     @rule(hows=HOWS, data=st.data())
     def token(self, hows: list[How], data: st.DataObject) -> None:
-        run = data.draw(st.sampled_from(self.idle(is_model=True)))
+        self.tell(data.draw(st.sampled_from(self.idle(is_model=True))), hows)
+
+    def tell(self, run: Run, hows: list[How]) -> None:
         for wish in hows:
             entry = Entry(run, f"t{self.number} ")
             how = self.how_to_put(entry, wish)
@@ -339,7 +363,9 @@ class HandlerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.childless())
     @rule(fails=st.booleans(), how=HOW, data=st.data())
     def end(self, fails: bool, how: How, data: st.DataObject) -> None:
-        run = data.draw(st.sampled_from(self.childless()))
+        self.end_one(data.draw(st.sampled_from(self.childless())), fails=fails, how=how)
+
+    def end_one(self, run: Run, *, fails: bool, how: How) -> None:
         error = _RunError(str(run.id)) if fails else None
         if run.is_model and error is None and not run.has_streamed:
             self.end_with_the_whole(run, how)
@@ -384,7 +410,7 @@ class HandlerMachine(RuleBasedStateMachine):
         if not any(one.parent is None for one in self.open):
             self.end_session(self.first_error)
 
-    @precondition(lambda self: not self.open and not self.is_over)
+    @precondition(lambda self: not self.open and not self.is_over and not self.has_just_ended)
     @rule(fails=st.booleans())
     def end_by_hand(self, fails: bool) -> None:
         error = _RunError("by hand") if fails else None
@@ -537,8 +563,10 @@ def test_it_does_what_a_list_would(machine: type[HandlerMachine]) -> None:
 @pytest.mark.stress
 @pytest.mark.parametrize("machine", MACHINES)
 def test_it_does_for_long_what_a_list_would(machine: type[HandlerMachine]) -> None:
-    """As above: longer examples, and others."""
-    run_state_machine_as_test(machine, settings=settings(SETTINGS, stateful_step_count=80))
+    """As above: others, and longer ones."""
+    run_state_machine_as_test(
+        machine, settings=settings(SETTINGS, max_examples=20, stateful_step_count=80)
+    )
 
 
 class _Doubles(QueueStreamHandler[str]):

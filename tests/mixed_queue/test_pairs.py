@@ -329,7 +329,7 @@ def test_no_wild_schedule_without_the_interpreters_lock_loses_anything(
     pair: tuple[str, str],
 ) -> None:
     """As above, all pairs, in schedules that chance picks."""
-    sample(of(pair), count=15, seed=1_000)
+    sample(of(pair), count=8, seed=1_000)
 
 
 @pytest.mark.stress
