@@ -260,7 +260,10 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(immediate=st.booleans(), is_finished=st.booleans(), joining=HOW)
     @precondition(lambda self: self.number > 5)
     def shutdown(self, immediate: bool, is_finished: bool, joining: list[How]) -> None:
-        while is_finished and self.unfinished > len(self.items):  # what is left is dropped, or not
+        if is_finished:
+            self.put_now(is_sync=True)  # so that something is left, and dropped, or not
+            self.is_the_same()
+        while is_finished and self.unfinished > len(self.items):
             self.task_done(is_sync=True)
             self.is_the_same()
         self.join(hows=joining)
