@@ -168,6 +168,7 @@ def close_at_every_line(
     The shared loop is made anew each time: its thread is traced only if it starts meanwhile.
     """
     places: set[Place] = set()
+    line = first
     for line in itertools.count(first, step):
         with a_background_loop_of_its_own(monkeypatch):
             at_line = closed_at_line(line, run_in, within)

@@ -218,6 +218,7 @@ def test_ctrl_c_everywhere_in_the_iteration(how: str, run_in: str, options: dict
 
 
 def interrupt_at_every_point(how: str, run_in: str, options: dict[str, Any], step: int) -> None:
+    point = 0
     for point in itertools.count(0, step):
         if not interrupted_at(point, how, run_in, **options):
             break
@@ -254,6 +255,7 @@ def test_ctrl_c_anywhere_in_a_block(run_in: str) -> None:
 
     The rest is done when the stream is dropped.
     """
+    point = 0
     for point in itertools.count():
         if not interrupted_in_block(point, run_in):
             break

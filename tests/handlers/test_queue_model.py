@@ -103,7 +103,7 @@ class Waiting:
     """Somebody who waits, in the model, and the task or the thread that stands for it."""
 
     def __init__(self, how: How, entry: Entry | None = None) -> None:
-        self.how = how
+        self.how: How = how
         self.entry = entry
         self.outcome: object = None
         self.then: Callable[[], object] = lambda: None

@@ -68,7 +68,7 @@ class Waiting:
     """Somebody who waits, in the model, and the task or the thread that stands for it."""
 
     def __init__(self, how: How, item: int | None = None) -> None:
-        self.how = how
+        self.how: How = how
         self.item = item
         self.outcome: object = None
         self.future: asyncio.Future[object]
