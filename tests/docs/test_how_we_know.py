@@ -8,8 +8,10 @@ import pytest
 
 from tests.docs.pages import ROOT
 from tests.facts.test_moved_ground import MOVED
+from tests.faults.test_runs import MOMENTS, MOMENTS_OF_THE_OUTERMOST
 from tests.mixed_queue.test_interleavings import BOUNDARIES, HOLDERS
 from tests.promises import test_promise_09_memory_is_bounded as memory
+from tests.promises.test_promise_08_the_process_can_always_exit import ENDING
 from tests.stopping.test_matrix import ALL_LOOPS, ALL_TARGETS
 from tests.stress import test_schedules_of_streams as by_lot
 from tests.support.consumers import PAIRINGS
@@ -29,6 +31,8 @@ FIGURES = {
     "{} ways to stop, on {} kinds of targets": [len(STOPS), len(TARGETS)],
     "{} combinations, and {} of a chain": [len(ALL_TARGETS), len(ALL_LOOPS)],
     "{} operations at {} places": [len(HOLDERS), len(BOUNDARIES)],
+    "raises, at {} moments": [len(MOMENTS + MOMENTS_OF_THE_OUTERMOST)],
+    "{} programs, a process each": [len(ENDING)],
     "before and after {} streams": [memory.STREAMS * len(PAIRINGS)],
     "at each of their {} positions": [memory.LENGTH + 1],
     "{} in each run of the tests, {} seeds on each of {} pairings": [
