@@ -124,8 +124,11 @@ class _Loop:
         try:
             use_daemon_threads(self.loop)
             start_daemon("queuestream background loop", self._live)
-        except BaseException:
+        except Exception:
             self.loop.close()
+            raise
+        except BaseException:  # Ctrl-C, once the thread has begun, which closes the loop itself
+            self.loop.call_soon_threadsafe(self.loop.stop)
             raise
 
     def _live(self) -> None:

@@ -145,10 +145,11 @@ class _Line:
         """Take the first ``number`` waiters out of the line; the caller wakes them."""
         waiters = self.waiters
         called = waiters[:number]
-        del waiters[:number]
+        # In this order: Ctrl-C leaves nobody out of both, so that `call_all` finds them.
+        self._called.update(dict.fromkeys(called))
         for waiter in called:
             waiter.lined_up = False
-            self._called[waiter] = None
+        del waiters[:number]
         return called
 
     def call_all(self) -> list[Waiter]:
@@ -386,11 +387,11 @@ class Buffer(Generic[T]):
         if self._requests or self.is_closed or self._needs_lock:
             return BLOCKED
         try:
-            item = self.items.popleft()
-        except IndexError:
-            return BLOCKED
-        if self._putters.waiters:
             try:
+                item = self.items.popleft()
+            except IndexError:
+                return BLOCKED
+            if self._putters.waiters:
                 try:
                     with self._lock:
                         woken = self._putters_for_free_slot()
@@ -399,9 +400,9 @@ class Buffer(Generic[T]):
                         self._settle()
                 for one in woken:
                     self._wake(one)
-            except BaseException:  # Ctrl-C
-                self._wake_putters_anyway()
-                raise
+        except BaseException:  # Ctrl-C
+            self.wake_putters_anyway()
+            raise
         return item
 
     def try_join(self, waiter: Waiter | None) -> Blocked | None:
@@ -473,7 +474,7 @@ class Buffer(Generic[T]):
         except BaseException as error:
             self._leave(waiter)
             if not isinstance(error, Exception):
-                self._wake_putters_anyway()
+                self.wake_putters_anyway()
             raise
         return done
 
@@ -548,10 +549,12 @@ class Buffer(Generic[T]):
         """
         self._request(lambda _: self._putters.call(len(self._putters.waiters)))
 
-    def _wake_putters_anyway(self) -> None:
+    def wake_putters_anyway(self) -> None:
         """Whoever took an item was interrupted, perhaps before he woke those for its slot.
 
         Also those whom he has called already: one who is woken twice tries twice.
+
+        **Thread safety**: as `shutdown`.
         """
         self._request(lambda _: self._putters.call_all())
 

@@ -149,8 +149,15 @@ class Reader(Generic[T]):
                 return value
 
     def _take_kept(self) -> Any:
-        with self.tokens.consuming():
+        me = object()
+        try:
+            self.tokens.enter(me)
             return self.kept.popleft() if self.kept and not self.tokens.closed else None
+        finally:
+            try:  # see `get_piece`
+                self.tokens.consumers.remove(me)
+            except ValueError:
+                pass
 
     def _value(self, item: Any) -> T | None:
         """What the consumer gets for an item; None if nothing."""

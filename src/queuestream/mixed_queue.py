@@ -226,7 +226,12 @@ class SyncFace(_Face[T], janus.SyncQueue[T]):
             raise ValueError("'timeout' must be a non-negative number")
         if (item := buffer.get_now()) is not BLOCKED:
             return item
-        item = buffer.try_get(None, SyncQueueShutDown)
+        try:
+            item = buffer.try_get(None, SyncQueueShutDown)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C
+                buffer.wake_putters_anyway()
+            raise
         if item is BLOCKED:
             if not block:
                 raise SyncQueueEmpty

@@ -350,7 +350,7 @@ class TokenStream(Generic[T]):
             else:
                 run.start_in_background()
         except BaseException as error:  # no more threads, say, or Ctrl-C
-            self._tokens.close()
+            self._tokens.close(run.cancel)
             run.lose(error)
             raise
         if self._tokens.closed:  # by somebody who did not see the run yet

@@ -11,7 +11,7 @@ from tests.facts.test_moved_ground import MOVED
 from tests.faults.test_runs import MOMENTS, MOMENTS_OF_THE_OUTERMOST
 from tests.mixed_queue.test_interleavings import BOUNDARIES, HOLDERS
 from tests.promises import test_promise_09_memory_is_bounded as memory
-from tests.promises.test_promise_08_the_process_can_always_exit import ENDING
+from tests.promises.leaving import ENDING
 from tests.stopping.test_matrix import ALL_LOOPS, ALL_TARGETS
 from tests.stress import test_schedules_of_streams as by_lot
 from tests.support.consumers import PAIRINGS

@@ -266,7 +266,7 @@ def test_ctrl_c_anywhere_in_a_block(run_in: str) -> None:
 
 
 def wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Buffer, "_wake_putters_anyway", lambda _: None)
+    monkeypatch.setattr(Buffer, "wake_putters_anyway", lambda _: None)
 
 
 def leaves_by_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
