@@ -18,6 +18,7 @@ import pytest
 
 from queuestream import _background, stream
 from queuestream._buffer import Buffer, _Line
+from queuestream._reader import Reader
 from queuestream._token_queue import TokenQueue
 from tests.support.gates import eventually
 from tests.support.models import ScriptedChatModel, tokens
@@ -165,10 +166,14 @@ def test_a_token_that_was_kept_is_taken() -> None:
         assert next(answer) == tokens(1)[0]
         kept = answer._tokens.get()
         answer._reader.kept = deque([kept])
-        leave, enter = TokenQueue._leave.__code__, TokenQueue.enter.__code__
-        with interrupted(
-            lambda frame, event, _: (event, frame.f_code) in {("call", leave), ("return", enter)}
-        ):
+        take, leave = Reader._take_kept.__code__, TokenQueue._leave.__code__
+
+        def is_there(frame: FrameType, event: str, function: Any) -> bool:
+            if event == "call":
+                return frame.f_code is leave  # if it is left by a function
+            return event == "c_return" and frame.f_code is take and function.__name__ == "remove"
+
+        with interrupted(is_there):
             next(answer)
         assert not answer._tokens.consumers
         assert [*answer][-1] == tokens(3)[-1]
