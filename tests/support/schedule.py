@@ -604,12 +604,10 @@ def collections_between_runs() -> Iterator[Callable[[], None]]:
 
     was_enabled = gc.isenabled()
     gc.disable()
-    gc.collect()
-    gc.freeze()  # or each would look at all modules again
+    gc.collect()  # which does not look at all modules: tests/conftest.py has frozen them
     try:
         yield collect
     finally:
-        gc.unfreeze()
         if was_enabled:
             gc.enable()
 
