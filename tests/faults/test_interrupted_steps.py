@@ -187,7 +187,7 @@ def test_a_run_was_just_handed_to_the_shared_loop(function: str) -> None:
     async def silent(_: object, callbacks: object) -> None:
         began.set()
         try:
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
         finally:
             ended.set()
 
