@@ -433,7 +433,7 @@ class TokenQueue(Generic[T]):
             # As `_leave` does, but Ctrl-C can come where a function begins.
             try:
                 self.consumers.remove(me)
-            except ValueError:
+            except ValueError:  # interrupted before it entered
                 pass
         raise Ended
 

@@ -147,7 +147,7 @@ async def look(case: Case, target: Any, at_least: float = 0.0) -> Window:
         begin = time.monotonic()  # uvloop's own clock stands still while a callback runs
         while not took or time.monotonic() < begin + at_least:
             due = time.monotonic() + 0.002
-            await anyio.sleep(0.002)
+            await anyio.sleep(0.002)  # how late this ends is what is measured
             late.append(time.monotonic() - due)
     return Window(max(late), took[0])
 
@@ -370,7 +370,7 @@ def test_a_stream_that_is_slower_beside_others_is_noticed(monkeypatch: pytest.Mo
     async def look_at_all_who_wait(queue: TokenQueue[Any], *args: Any) -> None:
         waiting.append(queue)
         try:
-            await asyncio.sleep(0.001 * (len(waiting) - 1))
+            await asyncio.sleep(0.001 * (len(waiting) - 1))  # that is the bug
             await put_in_task(queue, *args)
         finally:
             waiting.remove(queue)
